@@ -20,9 +20,7 @@ def bucket(salt: str, subject: str) -> int:
     return (int.from_bytes(digest[:4], "big") * FULL_BP) >> 32
 
 
-def decide(
-    flags: FlagSet, route: Route, method: str, caller: Caller = NOBODY, *, dice_bp: int = FULL_BP
-) -> Decision:
+def decide(flags: FlagSet, route: Route, method: str, caller: Caller = NOBODY, *, dice_bp: int = FULL_BP) -> Decision:
     """Choose the backend of one request. The caller throws the dice (0 to 9 999) for the shadow."""
     flag = flags[route.key]
     shadow = method in SAFE_METHODS and method in route.ported and dice_bp < flag.shadow_bp

@@ -41,5 +41,7 @@ class RouteError(GatewayError):
     """Raised when a Flask endpoint and its FastAPI twin contradict each other."""
 
 
-class BodyTruncated(GatewayError, ClientDisconnected, OSError):  # type: ignore[misc]  # Flask turns it into a 400, plain WSGI code sees an OSError
+class BodyTruncated(
+    GatewayError, ClientDisconnected, OSError
+):  # Flask turns it into a 400, plain WSGI code sees an OSError
     """Raised by `wsgi.input` when the client left before the end of the body it announced."""

@@ -43,9 +43,7 @@ class Route:
     rules: tuple[str, ...]
     methods: frozenset[str]
     ported: frozenset[str] = frozenset()  # methods that FastAPI answers; empty: not ported
-    paired: Mapping[str, str] = field(
-        default_factory=dict
-    )  # method -> "name" or "path": how the twin was found
+    paired: Mapping[str, str] = field(default_factory=dict)  # method -> "name" or "path": how the twin was found
 
 
 @dataclass(frozen=True, slots=True)

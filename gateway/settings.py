@@ -15,9 +15,7 @@ from .errors import ConfigError
 class IdentitySettings:
     """`[tool.gateway.identity]`: which session keys are which token claims. Without `claims` it is off."""
 
-    claims: Mapping[str, str] = field(
-        default_factory=dict
-    )  # Flask session key -> JWT claim; one must be `sub`
+    claims: Mapping[str, str] = field(default_factory=dict)  # Flask session key -> JWT claim; one must be `sub`
     issuer: str = ""
     audience: str = ""
     lifetime_s: int = 60  # of a bearer that the gateway mints for one request
@@ -101,9 +99,7 @@ def _read_table(path: Path) -> dict[str, Any]:
     return table
 
 
-def _merge(
-    kind: type, table: Mapping[str, Any], env: Mapping[str, str], prefix: str, where: str
-) -> dict[str, Any]:
+def _merge(kind: type, table: Mapping[str, Any], env: Mapping[str, str], prefix: str, where: str) -> dict[str, Any]:
     """The values of one dataclass from a TOML table and, above it, the environment."""
     hints = get_type_hints(kind)
     names = [f.name for f in fields(kind) if f.name != "identity"]
@@ -112,9 +108,7 @@ def _merge(
         name = key.replace("-", "_")
         if name not in names:
             near = get_close_matches(name, names, 1)
-            raise ConfigError(
-                f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            raise ConfigError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         values[name] = _coerce(value, hints[name], f"{where}: {key}")
     for name in names:
         variable = prefix + name.upper()
@@ -143,9 +137,7 @@ def _parse(text: str, hint: Any, where: str) -> Any:
         return text
     try:
         if hint is bool:
-            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[
-                text.lower()
-            ]
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
         if hint in (int, float):
             return hint(text)
     except (KeyError, ValueError):
