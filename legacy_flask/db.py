@@ -1,0 +1,102 @@
+"""The engine, a session per request for reading, and `transaction()` for writing.
+
+SQLite takes the write lock when a transaction begins (BEGIN IMMEDIATE), so that two writers never overwrite each other's
+work; reading never waits. MariaDB runs READ COMMITTED in UTC, and whoever reads in order to write locks the rows.
+"""
+
+import json
+from contextlib import contextmanager
+
+import click
+from flask import Flask, current_app, g
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from .models import Base
+
+SCHEMA_LOCK = "music_videos_schema"
+
+
+class StartupError(click.ClickException):
+    """The application cannot start. `flask run` prints the message as one line."""
+
+
+def init_app(app: Flask) -> None:
+    engine = open_engine(app.config["DATABASE_URL"])
+    create_tables(engine)
+    app.extensions["engine"] = engine
+    app.teardown_appcontext(close_session)
+
+
+def open_engine(database_url: str) -> Engine:
+    """Bytes on the wire and JSON in the columns are UTF-8 without escapes."""
+    url = make_url(database_url)
+    options = {"json_serializer": to_json, "pool_size": 10, "max_overflow": 20}
+    if url.get_backend_name() == "sqlite":
+        engine = create_engine(url.set(drivername="sqlite"), **options)
+        event.listen(engine, "connect", configure_sqlite)
+        event.listen(engine, "begin", begin_sqlite)
+        return engine
+    return create_engine(
+        url.set(drivername="mysql+pymysql"),
+        isolation_level="READ COMMITTED",
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        connect_args={"charset": "utf8mb4", "init_command": "SET time_zone='+00:00'", "connect_timeout": 5},
+        **options,
+    )
+
+
+def to_json(value) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def configure_sqlite(connection, _record) -> None:
+    connection.isolation_level = None  # this module says when a transaction begins
+    for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def begin_sqlite(connection) -> None:
+    writing = connection.get_execution_options().get("write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+def create_tables(engine: Engine) -> None:
+    """Make what is missing, once, even when several workers start together."""
+    try:
+        with engine.execution_options(write=True).begin() as connection:
+            if engine.dialect.name == "sqlite":
+                Base.metadata.create_all(connection)
+            else:
+                connection.execute(text("SELECT GET_LOCK(:name, 30)"), {"name": SCHEMA_LOCK})
+                Base.metadata.create_all(connection)
+                connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": SCHEMA_LOCK})
+    except SQLAlchemyError as error:
+        where = engine.url.render_as_string(hide_password=True)
+        raise StartupError(f"The database {where} cannot be used: {type(error).__name__}") from None
+    engine.dispose()  # workers that fork from here open their own connections
+
+
+def get_session() -> Session:
+    """This request's session, for reading. It is rolled back at the end."""
+    if "session" not in g:
+        g.session = Session(current_app.extensions["engine"])
+    return g.session
+
+
+@contextmanager
+def transaction():
+    """A session to write with: committed at the end of the block, rolled back when it raises."""
+    close_session()  # one connection per request; what was read stays usable
+    engine = current_app.extensions["engine"].execution_options(write=True)
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+def close_session(_error=None) -> None:
+    session = g.pop("session", None)
+    if session is not None:
+        session.close()
