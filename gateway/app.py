@@ -1,0 +1,347 @@
+"""One ASGI app in front of two: what is this, who should answer, who may stand in?"""
+
+import ast
+import asyncio
+import importlib
+import inspect
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from fastapi import FastAPI
+from flask import Flask
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .decide import NEW, NOBODY, SAFE_METHODS, UNMATCHED, decide
+from .errors import ConfigError
+from .flags import FlagStore
+from .identity import Identity, IdentityBridge, own_secret
+from .ledger import Ledger
+from .model import Backend, Caller, Decision, Reason
+from .routes import Match, RouteTable, hand_over
+from .settings import Settings
+from .wsgi import WsgiBackend, a2wsgi_backend
+
+log = logging.getLogger("gateway")
+
+_BODY_HEADERS = (b"content-length", b"transfer-encoding")
+
+
+class Gateway:
+    """The ASGI application. Everything it needs is built by `create_app` and handed in."""
+
+    def __init__(  # noqa: PLR0913  # the one place where all parts meet
+        self,
+        settings: Settings,
+        *,
+        routes: RouteTable,
+        flags: FlagStore,
+        identity: IdentityBridge,
+        ledger: Ledger,
+        legacy: ASGIApp,
+        fastapi: ASGIApp | None,
+    ) -> None:
+        self._routes, self._flags, self._identity, self._ledger = routes, flags, identity, ledger
+        self._legacy = legacy
+        self._fastapi = fastapi or legacy  # without a port no decision ever names it
+        self._has_port = fastapi is not None
+        self._served_by = settings.served_by
+        self._hops = settings.trusted_hops
+        self._drain_s = settings.drain_s
+        self._watch: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        else:
+            await self._websocket(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._hops:
+            _believe_proxies(scope, self._hops)
+        method = scope["method"]
+        match = self._routes.match(method, scope["path"])
+        key, decision, who = await self._decide(scope, method, match)
+        fallback = (
+            decision.backend is Backend.FASTAPI
+            and decision.reason is not Reason.NEW
+            and method in SAFE_METHODS
+            and not any(name in _BODY_HEADERS for name, _ in scope["headers"])
+        )
+        probe = _Probe(send, self._editor(decision, who), hold=fallback)
+        started = perf_counter()
+        if decision.backend is Backend.FASTAPI:
+            await self._ask_port(scope, receive, probe, key, who)
+            self._ledger.count(key, Backend.FASTAPI, probe.status, perf_counter() - started)
+            if not probe.failed:
+                return
+            self._ledger.count_fallback(key)
+            probe.restart(self._editor(Decision(Backend.LEGACY, decision.reason), who))
+            started = perf_counter()
+        await self._ask_legacy(scope, receive, probe, match, who)
+        self._ledger.count(key, Backend.LEGACY, probe.status, perf_counter() - started)
+
+    async def _decide(self, scope: Scope, method: str, match: Match | None) -> tuple[str, Decision, Identity | None]:
+        """Flag key, decision and identity; the identity only when somebody needs it."""
+        route = match.route if match else None
+        flags = self._flags.current
+        split = route is not None and method in route.ported and flags[route.key].needs_subject
+        who = await self._identity.identify(scope) if split or self._identity.active else None
+        if route is None:
+            return "", (NEW if match else UNMATCHED), who
+        caller = Caller(who.subject) if split and who else NOBODY
+        return route.key, decide(flags, route, method, caller), who
+
+    async def _ask_port(self, scope: Scope, receive: Receive, probe: "_Probe", key: str, who: Identity | None) -> None:
+        """Run FastAPI on a copy of the scope. Leaves `probe.failed` set when legacy has to stand in."""
+        scope = {**scope, "gateway.key": key}
+        if who:
+            scope = await self._identity.present(scope, who, Backend.FASTAPI)
+        try:
+            await self._fastapi(scope, receive, probe)
+        except Exception:
+            if probe.complete:  # a background task, or Starlette raising again what it has already answered
+                log.exception("%s: the port failed after its answer", key)
+            elif probe.hold and not probe.started:
+                log.exception("%s: the port failed, legacy answers", key)
+                probe.failed = True
+            else:
+                raise
+
+    async def _ask_legacy(
+        self, scope: Scope, receive: Receive, probe: "_Probe", match: Match | None, who: Identity | None
+    ) -> None:
+        if match is not None and match.route is not None:
+            scope["gateway.key"] = match.route.key
+            scope["gateway.match"] = match
+        if who:
+            scope = await self._identity.present(scope, who, Backend.LEGACY)
+        await self._legacy(scope, receive, probe)
+
+    def _editor(self, decision: Decision, who: Identity | None) -> "_Editor | None":
+        if who is None and not self._served_by:
+            return None
+        return _Editor(self._identity, decision, who, tell=self._served_by)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """FastAPI's sockets go to FastAPI; anything else gets what Flask answers to an upgrade."""
+        if not (self._has_port and self._routes.websocket(scope["path"])):
+            await self._legacy(scope, receive, send)
+            return
+        if self._hops:
+            _believe_proxies(scope, self._hops)
+        if self._identity.active:
+            who = await self._identity.identify(scope)
+            scope = await self._identity.present(scope, who, Backend.FASTAPI)
+        await self._fastapi(scope, receive, send)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """FastAPI's own lifespan, with ours inside: it starts first and stops last."""
+
+        async def between(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                self._start()
+            elif message["type"] == "lifespan.startup.failed":
+                lines = message.get("message", "").strip().splitlines() or ["the FastAPI application did not start"]
+                message = {**message, "message": f"gateway: {lines[-1]}"}
+            elif message["type"].startswith("lifespan.shutdown"):
+                await self._stop()
+            await send(message)
+
+        await (self._fastapi if self._has_port else _empty_lifespan)(scope, receive, between)
+
+    def _start(self) -> None:
+        self._ledger.start()
+        self._flags.subscribe(lambda flags: self._ledger.seen(flags.version, self._flags.rejected))
+        self._ledger.seen(self._flags.current.version)
+        self._watch = asyncio.create_task(self._flags.watch())
+
+    async def _stop(self) -> None:
+        if self._watch:
+            self._watch.cancel()
+        if isinstance(self._legacy, WsgiBackend):
+            await self._legacy.drain(self._drain_s)
+        self._ledger.close()
+
+
+class _Editor:
+    """Edits the headers of one answer on their way out."""
+
+    __slots__ = ("_decision", "_identity", "_started", "_tell", "_who")
+
+    def __init__(self, identity: IdentityBridge, decision: Decision, who: Identity | None, *, tell: bool) -> None:
+        self._identity, self._decision, self._who, self._tell = identity, decision, who, tell
+        self._started = perf_counter()
+
+    async def __call__(self, status: int, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        backend = self._decision.backend
+        if self._who:
+            headers = await self._identity.reconcile(self._who, backend, status, headers)
+            if self._decision.reason is Reason.SPLIT and self._who.fresh_cookie:
+                headers = [*headers, self._who.fresh_cookie]
+        if self._tell:
+            took_ms = (perf_counter() - self._started) * 1000
+            timing = f"{backend.value};dur={took_ms:.1f};desc={self._decision.reason.value}"
+            headers = [*headers, (b"server-timing", timing.encode()), (b"x-served-by", backend.value.encode())]
+        return headers
+
+
+class _Probe:
+    """Stands in for `send`: notes the status, and can hold a failure back so that legacy may answer instead."""
+
+    __slots__ = ("_edit", "_send", "complete", "failed", "hold", "started", "status")
+
+    def __init__(self, send: Send, edit: _Editor | None, *, hold: bool) -> None:
+        self._send, self._edit, self.hold = send, edit, hold
+        self.status = 0
+        self.started = self.failed = self.complete = False
+
+    def restart(self, edit: _Editor | None) -> None:
+        self._edit, self.hold, self.failed, self.status = edit, False, False, 0
+
+    async def __call__(self, message: Message) -> None:
+        if self.failed:
+            return
+        kind = message["type"]
+        if kind == "http.response.start":
+            self.status = message["status"]
+            if self.hold and self.status >= 500:
+                self.failed = True
+                return
+            self.started = True
+            if self._edit is not None:
+                message["headers"] = await self._edit(self.status, list(message.get("headers", ())))
+        elif kind == "http.response.body":
+            self.complete = not message.get("more_body", False)
+        await self._send(message)
+
+
+async def _empty_lifespan(_scope: Scope, receive: Receive, send: Send) -> None:
+    for phase in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{phase}.complete"})
+
+
+def _believe_proxies(scope: Scope, hops: int) -> None:
+    """Take client and scheme from what the outermost trusted proxy wrote: the `hops`-th entry from the right.
+
+    The same rule as Werkzeug's ProxyFix; fewer entries than hops change nothing.
+    """
+    entries: dict[bytes, list[str]] = {b"x-forwarded-for": [], b"x-forwarded-proto": []}
+    for name, value in scope["headers"]:
+        if name in entries:
+            entries[name] += [part.strip() for part in value.decode("latin-1").split(",")]
+    client, proto = entries.values()
+    if len(client) >= hops and client[-hops]:
+        scope["client"] = (client[-hops], 0)
+    if len(proto) >= hops and proto[-hops] in ("http", "https"):
+        secure = proto[-hops] == "https"
+        scope["scheme"] = ("ws" if scope["type"] == "websocket" else "http") + ("s" if secure else "")
+
+
+# --- composition root -------------------------------------------------------------------------------------------
+
+
+def create_app() -> Gateway:
+    """Build the gateway of one worker process from `GATEWAY_*` and pyproject.toml.
+
+    Raises a GatewayError with one sentence for whatever is wrong; a deploy must fail loudly.
+    """
+    settings = Settings.load()
+    wsgi, flask_app, fastapi_app = load_pair(settings)
+    routes = RouteTable(flask_app, fastapi_app)
+    state = Path(settings.state)
+    ledger = Ledger(state)
+    flags = FlagStore(Path(settings.flags) if settings.flags else None, routes.keys, state)
+    if settings.route_once and flask_app is not None:
+        hand_over(flask_app)
+    build = a2wsgi_backend if settings.bridge == "a2wsgi" else WsgiBackend
+    return Gateway(
+        settings,
+        routes=routes,
+        flags=flags,
+        identity=IdentityBridge(flask_app, settings, own_secret(settings)),
+        ledger=ledger,
+        legacy=build(wsgi, settings, multiprocess=settings.workers > 1),
+        fastapi=fastapi_app,
+    )
+
+
+def load_pair(settings: Settings) -> tuple[Callable[..., Any], Flask | None, FastAPI | None]:
+    """The WSGI callable of legacy, its Flask object if it is one, and the FastAPI application if there is one."""
+    if not settings.legacy:
+        raise ConfigError("no legacy application: give --legacy package.module:app, or legacy in [tool.gateway]")
+    wsgi = load_app(settings.legacy, "legacy")
+    fastapi_app = load_app(settings.fastapi, "fastapi") if settings.fastapi else None
+    if fastapi_app is not None and not isinstance(fastapi_app, FastAPI):
+        raise ConfigError(f"fastapi: {settings.fastapi} is a {type(fastapi_app).__name__}, not a FastAPI application")
+    return wsgi, wsgi if isinstance(wsgi, Flask) else None, fastapi_app
+
+
+def load_app(spec: str, what: str) -> Any:
+    """Import `package.module:name`; call it when it is a factory (`name` without required arguments, or `name(…)`).
+
+    Raises ConfigError with one sentence naming `what`; the traceback of a failing module goes to the debug log.
+    """
+    module_name, _, expression = spec.partition(":")
+    if not module_name or not expression:
+        raise ConfigError(f"{what}: expected package.module:app_or_factory, not {spec!r}")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        log.debug("import of %s", module_name, exc_info=True)
+        raise ConfigError(f"{what}: cannot import {module_name}: {_sentence(error)}") from error
+    name, arguments, options = _parse_call(expression, what, spec)
+    target = getattr(module, name, None)
+    if target is None:
+        raise ConfigError(f"{what}: {module_name} has no {name!r}")
+    if not callable(target):
+        raise ConfigError(f"{what}: {spec} is a {type(target).__name__}, neither an application nor a factory")
+    if arguments is None and not _is_factory(target):
+        return target
+    try:
+        return target(*(arguments or ()), **options)
+    except (Exception, SystemExit) as error:
+        log.debug("factory %s", spec, exc_info=True)
+        raise ConfigError(f"{what}: {spec} failed: {_sentence(error)}") from error
+
+
+def _parse_call(expression: str, what: str, spec: str) -> tuple[str, list[Any] | None, dict[str, Any]]:
+    """`name` or, as gunicorn accepts it, `name("literal", option=1)`."""
+    try:
+        node = ast.parse(expression, mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, None, {}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            options = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+            return node.func.id, [ast.literal_eval(argument) for argument in node.args], options
+    except (SyntaxError, ValueError):
+        pass
+    raise ConfigError(f"{what}: expected package.module:app_or_factory, not {spec!r}")
+
+
+def _is_factory(target: Any) -> bool:
+    """An application takes arguments (environ or scope); a factory can be called without any."""
+    if isinstance(target, (Flask, FastAPI)):
+        return False
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return all(p.default is not p.empty or p.kind in variadic for p in parameters)
+
+
+def _sentence(error: BaseException) -> str:
+    """One line for a person: what was raised, where in the user's code, without the traceback."""
+    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames and not isinstance(error, SystemExit) else ""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{type(error).__name__}: {text}{where}" if not isinstance(error, SystemExit) else text
