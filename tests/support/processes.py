@@ -82,3 +82,9 @@ def resident_mb(pid: int) -> float:
 
 def threads(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def peak_mb(pid: int) -> float:
+    """The most memory that a process ever had in use."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024

@@ -1,0 +1,1 @@
+"""Ratios inside one run: see README.md."""

@@ -1,0 +1,60 @@
+"""Processes that die, and processes that are told to."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.load import load
+from tests.support.processes import wait_until
+from tests.support.serving import Server, serving
+
+PAIR = {"legacy": "tests.support.pair:make_legacy", "fastapi": "tests.support.pair:make_port"}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with serving(tmp_path, "who: 100", **PAIR) as running:
+        yield running
+
+
+def test_when_a_worker_is_killed_the_others_answer_and_it_is_replaced(server: Server) -> None:
+    victim, survivor = server.workers()
+    os.kill(victim, signal.SIGKILL)
+
+    with server.client() as client:
+        assert {client.get("/who", headers={"connection": "close"}).status_code for _ in range(50)} == {200}
+    fresh = wait_until(lambda: set(server.workers()) - {victim, survivor}, "a replacement")
+
+    assert set(server.workers()) == {survivor, *fresh}
+    answered = wait_until(lambda: fresh & {ask(server) for _ in range(20)}, "an answer of the replacement")
+    assert answered == fresh
+
+
+def ask(server: Server) -> int:
+    with server.client() as client:
+        return int(client.get("/who").json()["pid"])
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_gateway_finishes_what_it_began_and_leaves_no_process(server: Server, how: signal.Signals) -> None:
+    with load(server, "/slow?s=0.5", clients=8) as asked:
+        time.sleep(0.2)  # all eight are inside
+        server.process.send_signal(how)
+        wait_until(lambda: len(asked.requests) >= 8, "the answers in flight")
+
+    assert [asked for asked in asked.requests[:8] if asked.status != 200] == []
+    assert server.process.wait(10) in (0, -how, 128 + how)
+    assert server.processes() == []
+
+
+def test_an_endless_stream_does_not_keep_a_stopped_gateway_alive(tmp_path: Path) -> None:
+    with serving(tmp_path, **PAIR, drain_s=1) as server, server.client() as client:
+        with client.stream("GET", "/endless") as response:
+            next(response.iter_bytes())
+            server.process.terminate()
+            server.process.wait(10)
+        assert server.processes() == []
