@@ -1,0 +1,75 @@
+"""A self-hosted music-video manager.
+
+flask --app legacy_flask run
+gunicorn 'legacy_flask:create_app()'
+"""
+
+import os
+import secrets
+from datetime import timedelta
+from pathlib import Path
+
+from flask import Flask
+
+from . import artists, auth, db, http, library, settings, system, users, videos
+
+ROOT = Path(__file__).resolve().parent.parent
+BLUEPRINTS = (auth.bp, users.bp, artists.bp, videos.bp, library.bp, settings.bp, system.bp)
+
+
+def create_app(config: dict | None = None) -> Flask:
+    """`config` wins over the environment. Raises StartupError with one sentence when the application cannot run."""
+    app = Flask(__name__, static_folder=None)
+    app.config.from_mapping(defaults(), **(config or {}))
+    data, library_root = Path(app.config["DATA_PATH"]).resolve(), Path(app.config["LIBRARY_PATH"]).resolve()
+    for folder in (data, library_root):
+        make_folder(folder)
+    app.config.update(DATA_PATH=data, LIBRARY_PATH=library_root)
+    app.config["DATABASE_URL"] = app.config["DATABASE_URL"] or f"sqlite:///{data / 'app.sqlite3'}"
+    app.config["SECRET_KEY"] = app.config["SECRET_KEY"] or stored_secret(data / "secret_key")
+    if len(app.config["SECRET_KEY"]) < 32:
+        raise db.StartupError("SECRET_KEY is too short: at least 32 characters")
+    http.init_app(app)
+    db.init_app(app)
+    for blueprint in BLUEPRINTS:
+        app.register_blueprint(blueprint)
+    return app
+
+
+def defaults() -> dict:
+    return {
+        "DATABASE_URL": os.environ.get("DATABASE_URL", ""),
+        "SECRET_KEY": os.environ.get("SECRET_KEY", ""),
+        "DATA_PATH": os.environ.get("DATA_PATH") or ROOT / "data",
+        "LIBRARY_PATH": os.environ.get("LIBRARY_PATH") or ROOT / "library",
+        "REDIS_URL": os.environ.get("REDIS_URL", ""),
+        "FFMPEG": os.environ.get("FFMPEG") or "ffmpeg",
+        "BCRYPT_ROUNDS": int(os.environ.get("BCRYPT_ROUNDS") or 12),
+        "MAX_CONTENT_LENGTH": 11 * 1024 * 1024,  # an upload of 10 MB and its envelope
+        "SESSION_COOKIE_NAME": "mv_session",
+        "SESSION_COOKIE_SAMESITE": "Lax",
+        "SESSION_COOKIE_SECURE": os.environ.get("SESSION_COOKIE_SECURE", "").lower() in ("1", "true", "yes"),
+        "PERMANENT_SESSION_LIFETIME": timedelta(hours=24),
+    }
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise db.StartupError(f"The folder {folder} cannot be used: {error.strerror}") from None
+
+
+def stored_secret(path: Path) -> str:
+    """A random key, made at the first start and readable by its owner only."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    if not path.exists():
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        try:
+            os.link(fresh, path)  # unlike a rename, it never replaces the key of a worker that was quicker
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    return path.read_text().strip()

@@ -67,7 +67,7 @@ class Base(DeclarativeBase):
 
 
 class Setting(Base):
-    """A string; the typed readers are in settings.py."""
+    """A text, whatever it means; secrets are never shown."""
 
     __tablename__ = "settings"
 
@@ -89,8 +89,6 @@ class User(Base):
     password_hash: Mapped[str] = mapped_column(String(255))
     role: Mapped[str] = mapped_column(String(20), default="user", server_default="user")
     is_active: Mapped[bool] = mapped_column(Boolean, default=True, server_default=true())
-    failed_logins: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
-    locked_until: Mapped[datetime | None] = mapped_column(Timestamp)
     last_login_at: Mapped[datetime | None] = mapped_column(Timestamp)
     preferences: Mapped[dict] = mapped_column(JSON, default=dict)
     created_at: Mapped[datetime] = mapped_column(Timestamp, default=utcnow)
@@ -126,7 +124,8 @@ class RevokedToken(Base):
 
 
 class LoginAttempt(Base):
-    """Sign-in attempts in the current window. `key` is `ip:<address>` or `user:<username>`."""
+    """Failed sign-ins in the current window. `key` is `ip:<address>` or `user:<username>`, of users that do not exist too:
+    whether a name is taken must not show."""
 
     __tablename__ = "login_attempts"
 

@@ -1,0 +1,375 @@
+"""Videos: the list, the search, the changes, the picture and the stream."""
+
+import os
+import shutil
+import signal
+import subprocess
+
+from flask import Blueprint, Response, current_app, jsonify, request, send_file
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import contains_eager
+
+from . import thumbnails
+from .artists import has_genre, web_address
+from .audit import audit
+from .auth import role_required
+from .db import get_session, transaction
+from .files import existing_file, move, rename_new, safe_name
+from .http import (
+    ApiError,
+    find_or_404,
+    id_list,
+    json_body,
+    number,
+    query_flag,
+    query_int,
+    success,
+    text,
+    text_list,
+)
+from .models import VIDEO_STATUSES, Artist, Video, name_key
+
+bp = Blueprint("videos", __name__, url_prefix="/api/videos")
+
+SORTS = {
+    "title": func.lower(Video.title),
+    "artist": Artist.sort_name,
+    "year": Video.year,
+    "status": Video.status,
+    "created_at": Video.created_at,
+}
+DIRECT_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm"}  # browsers play these as they are
+CHUNK = 64 * 1024
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+@bp.get("/")
+@role_required("readonly")
+def list_videos():
+    """All of them, unless `limit` says otherwise."""
+    query = videos_query()
+    if status := request.args.get("status"):
+        query = query.where(Video.status == status)
+    if (artist_id := query_int("artist_id")) is not None:
+        query = query.where(Video.artist_id == artist_id)
+    return jsonify(page_of_videos(query, limit=query_int("limit")))
+
+
+@bp.get("/search")
+@role_required("readonly")
+def search_videos():
+    filters = {
+        "q": request.args.get("q", "").strip() or None,
+        "artist": request.args.get("artist", "").strip() or None,
+        "artist_id": query_int("artist_id"),
+        "status": request.args.get("status") or None,
+        "quality": request.args.get("quality") or None,
+        "genre": request.args.get("genre") or None,
+        "year": query_int("year"),
+        "year_from": query_int("year_from"),
+        "year_to": query_int("year_to"),
+        "duration_min": query_int("duration_min"),
+        "duration_max": query_int("duration_max"),
+        "has_file": query_flag("has_file"),
+    }
+    filters = {name: value for name, value in filters.items() if value is not None}
+    query = videos_query().where(*(CONDITIONS[name](value) for name, value in filters.items()))
+    return jsonify(page_of_videos(query, limit=query_int("limit", 100)) | {"filters": filters})
+
+
+CONDITIONS = {
+    "q": lambda value: Video.title.icontains(value, autoescape=True),
+    "artist": lambda value: Artist.name_key.contains(name_key(value), autoescape=True),
+    "artist_id": lambda value: Video.artist_id == value,
+    "status": lambda value: Video.status == value,
+    "quality": lambda value: Video.quality == value,
+    "genre": lambda value: has_genre(Video.genres, value),
+    "year": lambda value: Video.year == value,
+    "year_from": lambda value: Video.year >= value,
+    "year_to": lambda value: Video.year <= value,
+    "duration_min": lambda value: Video.duration >= value,
+    "duration_max": lambda value: Video.duration <= value,
+    "has_file": lambda value: Video.file_path.is_not(None) if value else Video.file_path.is_(None),
+}
+
+
+@bp.get("/<int:video_id>")
+@role_required("readonly")
+def get_video(video_id):
+    return jsonify(video_json(find_or_404(get_session(), Video, video_id)))
+
+
+# --- changing ----------------------------------------------------------------------------------------------------
+
+
+@bp.put("/<int:video_id>")
+@role_required("user")
+def update_video(video_id):
+    """With `rename_file` the file takes the name that artist and title give it."""
+    data = json_body()
+    fields = video_fields(data)
+    rename = bool(data.get("rename_file"))
+    if not fields and not rename:
+        raise ApiError(400, "No known field given")
+    moved = None
+    try:
+        with transaction() as db:
+            video = find_or_404(db, Video, video_id, lock=True)
+            refuse_duplicates(db, fields, video_id)
+            if "artist_id" in fields and db.get(Artist, fields["artist_id"]) is None:
+                raise ApiError(400, "No such artist")
+            for field, value in fields.items():
+                setattr(video, field, value)
+            db.flush()
+            moved = rename_file(video) if rename else None
+            audit(db, "videos.update", f"video:{video_id}", fields=sorted(fields), file_moved=bool(moved))
+            db.flush()
+            db.refresh(video)
+            answer = video_json(video) | {"file_moved": bool(moved)}
+    except IntegrityError:
+        refuse_duplicates(get_session(), fields, video_id)
+        raise
+    except BaseException:
+        if moved:
+            rename_new(moved[1], moved[0])
+        raise
+    return jsonify(answer)
+
+
+def rename_file(video: Video):
+    """Old and new path, or None when the file has its proper name already."""
+    library = current_app.config["LIBRARY_PATH"]
+    source = existing_file(library, video.file_path)
+    if source is None:
+        raise ApiError(409, "The video has no file to rename")
+    folder = library / (video.artist.folder_path or safe_name(video.artist.name))
+    name = safe_name(f"{video.artist.name} - {video.title}")
+    try:
+        target = move(source, folder / f"{name}{source.suffix}")
+    except OSError:
+        current_app.logger.exception("a file could not be renamed")
+        raise ApiError(500, "The file could not be renamed") from None
+    video.file_path = target.relative_to(library).as_posix()
+    return (source, target) if target != source else None
+
+
+@bp.delete("/<int:video_id>")
+@role_required("manager")
+def delete_video(video_id):
+    """The row. The file stays, unless `delete_file=true`."""
+    with transaction() as db:
+        video = find_or_404(db, Video, video_id, lock=True)
+        db.delete(video)
+        audit(db, "videos.delete", f"video:{video_id}", title=video.title, file_path=video.file_path)
+    thumbnails.remove(video.thumbnail_path)
+    file_deleted = bool(query_flag("delete_file")) and remove_file(video.file_path)
+    return success("Video deleted", file_deleted=file_deleted)
+
+
+def remove_file(file_path: str | None) -> bool:
+    path = existing_file(current_app.config["LIBRARY_PATH"], file_path)
+    if path is None:
+        return False
+    try:
+        path.unlink()
+    except OSError:
+        current_app.logger.exception("the file of a deleted video is still there")
+        return False
+    return True
+
+
+@bp.put("/<int:video_id>/status")
+@role_required("user")
+def set_status(video_id):
+    status = status_field(json_body())
+    with transaction() as db:
+        video = find_or_404(db, Video, video_id, lock=True)
+        audit(db, "videos.set_status", f"video:{video_id}", before=video.status, after=status)
+        video.status = status
+        db.flush()
+        answer = video_json(video)
+    return success("Status updated", video=answer)
+
+
+@bp.put("/bulk/status")
+@role_required("user")
+def bulk_status():
+    data = json_body()
+    ids, status = id_list(data, "video_ids"), status_field(data)
+    with transaction() as db:
+        found = sorted(db.scalars(select(Video.id).where(Video.id.in_(ids)).with_for_update()))
+        changed = update(Video).where(Video.id.in_(found)).values(status=status)
+        db.execute(changed, execution_options={"synchronize_session": False})
+        audit(db, "videos.bulk_status", video_ids=found, after=status)
+    missing = [video_id for video_id in ids if video_id not in found]
+    return success(f"Status of {len(found)} videos updated", updated=len(found), not_found=missing)
+
+
+@bp.post("/bulk/delete")
+@role_required("manager")
+def bulk_delete_videos():
+    """Rows only, never files."""
+    ids = id_list(json_body(), "video_ids")
+    with transaction() as db:
+        query = select(Video.id, Video.thumbnail_path).where(Video.id.in_(ids)).with_for_update()
+        pictures = {video_id: path for video_id, path in db.execute(query)}
+        deleted = [video_id for video_id in ids if video_id in pictures]
+        gone = delete(Video).where(Video.id.in_(deleted))
+        db.execute(gone, execution_options={"synchronize_session": False})
+        audit(db, "videos.bulk_delete", video_ids=deleted)
+    for path in pictures.values():
+        thumbnails.remove(path)
+    failed = [{"id": video_id, "error": "Video not found"} for video_id in ids if video_id not in pictures]
+    message = f"{len(deleted)} of {len(ids)} videos deleted"
+    return jsonify(message=message, count=len(deleted), deleted=deleted, failed=failed), 207 if failed else 200
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+@bp.get("/<int:video_id>/thumbnail")
+@role_required("readonly")
+def video_thumbnail(video_id):
+    video = find_or_404(get_session(), Video, video_id)
+    picture = thumbnails.send(video.thumbnail_path, "medium")
+    if picture is None:
+        raise ApiError(404, "Thumbnail not found")
+    return picture
+
+
+@bp.get("/<int:video_id>/stream")
+@role_required("readonly")
+def stream_video(video_id):
+    """The file itself when browsers can play it, else a live conversion to fragmented mp4."""
+    video = find_or_404(get_session(), Video, video_id)
+    path = existing_file(current_app.config["LIBRARY_PATH"], video.file_path)
+    if path is None:
+        raise ApiError(404, "Video file not found")
+    mimetype = DIRECT_TYPES.get(path.suffix.lower())
+    if mimetype:
+        if "," in request.headers.get("Range", ""):
+            request.environ.pop("HTTP_RANGE")  # several ranges at once: the whole file, as RFC 9110 allows
+        return send_file(path, mimetype=mimetype)
+    ffmpeg = shutil.which(current_app.config["FFMPEG"])
+    if ffmpeg is None:
+        raise ApiError(503, "This format cannot be played: ffmpeg is not installed")
+    return Response(convert(ffmpeg, path), mimetype="video/mp4", headers={"Accept-Ranges": "none"})
+
+
+def convert(ffmpeg, path):
+    """The output of ffmpeg, which starts with the first chunk and ends when nobody reads any more."""
+    command = [ffmpeg, "-nostdin", "-v", "error", "-i", f"file:{path}", "-c:v", "libx264", "-preset", "veryfast"]
+    command += ["-c:a", "aac", "-movflags", "frag_keyframe+empty_moov+default_base_moof", "-f", "mp4", "pipe:1"]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        while chunk := process.stdout.read1(CHUNK):
+            yield chunk
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        process.wait()
+
+
+# --- small things ------------------------------------------------------------------------------------------------
+
+
+def videos_query():
+    return select(Video).join(Video.artist).options(contains_eager(Video.artist))
+
+
+def page_of_videos(query, limit: int | None) -> dict:
+    db = get_session()
+    offset = query_int("offset", 0)
+    total = db.scalar(query.with_only_columns(func.count(Video.id)))
+    rows = db.scalars(query.order_by(*ordering()).offset(offset).limit(limit))
+    videos = [video_json(video) for video in rows]
+    return {"videos": videos, "count": len(videos), "total": total, "offset": offset, "limit": limit}
+
+
+def ordering():
+    """The newest first, unless asked otherwise."""
+    sort, order = request.args.get("sort"), request.args.get("order", "").lower()
+    column = SORTS.get(sort, Video.created_at)
+    descending = order == "desc" or (order != "asc" and sort not in SORTS)
+    return [column.desc(), Video.id.desc()] if descending else [column, Video.id]
+
+
+def status_field(data: dict) -> str:
+    status = (text(data, "status", 100) or "").upper()
+    if status not in VIDEO_STATUSES:
+        raise ApiError(400, f"Invalid status. Must be one of: {', '.join(VIDEO_STATUSES)}")
+    return status
+
+
+def video_fields(data: dict) -> dict:
+    """The columns that the body sets."""
+    fields = {}
+    for field, limit in (("youtube_id", 20), ("imvdb_id", 50), ("description", 10_000), ("quality", 20)):
+        if field in data:
+            fields[field] = text(data, field, limit)
+    for field in ("url", "thumbnail_url"):
+        if field in data:
+            fields[field] = web_address(data, field)
+    for field in ("genres", "directors"):
+        if field in data:
+            fields[field] = text_list(data, field)
+    for field, high in (("year", 9999), ("duration", 10_000_000)):
+        if field in data:
+            fields[field] = number(data, field, high=high)
+    if "title" in data:
+        fields["title"] = required(text(data, "title", 500), "title")
+    if "artist_id" in data:
+        fields["artist_id"] = required(number(data, "artist_id"), "artist_id")
+    return fields
+
+
+def required(value, field: str):
+    if value is None:
+        raise ApiError(400, f"{field} is required")
+    return value
+
+
+def refuse_duplicates(db, fields: dict, own_id: int) -> None:
+    for column in (Video.youtube_id, Video.imvdb_id):
+        value = fields.get(column.key)
+        if value is None:
+            continue
+        existing = db.execute(select(Video.id, Video.title).where(column == value, Video.id != own_id)).first()
+        if existing is not None:
+            message = f"A video with this {column.key} already exists"
+            raise ApiError(409, message, video={"id": existing.id, "title": existing.title})
+
+
+def video_json(video: Video) -> dict:
+    return {
+        "id": video.id,
+        "artist_id": video.artist_id,
+        "artist_name": video.artist.name,
+        "title": video.title,
+        "status": video.status,
+        "youtube_id": video.youtube_id,
+        "imvdb_id": video.imvdb_id,
+        "url": video.url,
+        "description": video.description,
+        "directors": video.directors,
+        "genres": video.genres,
+        "year": video.year,
+        "duration": video.duration,
+        "quality": video.quality,
+        "file_path": video.file_path,
+        "file_size": video.file_size,
+        "thumbnail_url": video.thumbnail_url,
+        "has_thumbnail": video.thumbnail_path is not None,
+        "created_at": video.created_at.isoformat(),
+        "updated_at": video.updated_at.isoformat(),
+    }
