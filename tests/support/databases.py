@@ -23,11 +23,10 @@ def mariadb(directory: Path) -> Iterator[str]:
     if not (install and server):
         raise RuntimeError("MariaDB is missing: ./dev test installs it")
     where = ["--no-defaults", f"--user={getpass.getuser()}", f"--datadir={directory}/data"]
-    subprocess.run(
-        [install, *where, "--auth-root-authentication-method=normal", "--skip-test-db", *_QUICK],
-        check=True,
-        capture_output=True,
-    )
+    fresh = [install, *where, "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]
+    made = subprocess.run([*fresh, *_QUICK], check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if made.returncode:
+        raise RuntimeError(f"mariadb-install-db failed:\n{made.stdout}")
     port = free_port()
     command = [server, *where, "--socket=socket", f"--port={port}", "--bind-address=127.0.0.1"]
     command += ["--skip-name-resolve", "--skip-log-bin", "--performance-schema=OFF", "--max-connections=300"]
