@@ -11,7 +11,7 @@ import click
 from flask import Flask, current_app, g
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session
 
 from .models import Base
@@ -32,13 +32,18 @@ def init_app(app: Flask) -> None:
 
 def open_engine(database_url: str) -> Engine:
     """Bytes on the wire and JSON in the columns are UTF-8 without escapes."""
-    url = make_url(database_url)
+    try:
+        url = make_url(database_url)
+    except ArgumentError:
+        raise StartupError("DATABASE_URL is not the address of a database") from None
     options = {"json_serializer": to_json, "pool_size": 10, "max_overflow": 20}
     if url.get_backend_name() == "sqlite":
         engine = create_engine(url.set(drivername="sqlite"), **options)
         event.listen(engine, "connect", configure_sqlite)
         event.listen(engine, "begin", begin_sqlite)
         return engine
+    if url.get_backend_name() not in ("mysql", "mariadb"):
+        raise StartupError("DATABASE_URL must begin with sqlite: or mysql:")
     return create_engine(
         url.set(drivername="mysql+pymysql"),
         isolation_level="READ COMMITTED",
@@ -74,9 +79,9 @@ def create_tables(engine: Engine) -> None:
                 connection.execute(text("SELECT GET_LOCK(:name, 30)"), {"name": SCHEMA_LOCK})
                 Base.metadata.create_all(connection)
                 connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": SCHEMA_LOCK})
-    except SQLAlchemyError as error:
+    except DBAPIError as error:
         where = engine.url.render_as_string(hide_password=True)
-        raise StartupError(f"The database {where} cannot be used: {type(error).__name__}") from None
+        raise StartupError(f"The database {where} cannot be used: {error.orig}") from None
     engine.dispose()  # workers that fork from here open their own connections
 
 
