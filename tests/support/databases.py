@@ -23,7 +23,7 @@ def mariadb(directory: Path) -> Iterator[str]:
     if not (install and server):
         raise RuntimeError("MariaDB is missing: ./dev test installs it")
     where = ["--no-defaults", f"--user={getpass.getuser()}", f"--datadir={directory}/data"]
-    fresh = [install, *where, "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]
+    fresh = [install, *where, "--auth-root-authentication-method=normal", "--skip-test-db", "--force"]  # without DNS
     made = subprocess.run([*fresh, *_QUICK], check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if made.returncode:
         raise RuntimeError(f"mariadb-install-db failed:\n{made.stdout}")
