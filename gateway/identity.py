@@ -709,7 +709,7 @@ def _parse_set_cookie(header: Header) -> _SetCookie:
 
 def _saved(headers: list[Header], saved: Saved) -> list[Header]:
     others = [header for header in headers if header[0].lower() != b"vary"] if saved.vary else headers
-    return [*others, *saved.cookies, *([(b"vary", saved.vary)] if saved.vary else [])]
+    return [*others, *([(b"vary", saved.vary)] if saved.vary else []), *saved.cookies]
 
 
 def _with_cookie(cookie: bytes, name: str, value: str) -> bytes:
