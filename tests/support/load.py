@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -32,8 +32,8 @@ class Load:
 
 
 @contextmanager
-def load(server: Server, path: str, *, clients: int = 4, keep_alive: bool = True) -> Iterator[Load]:
-    """Ask for `path` with `clients` threads while the block runs; without `keep_alive` each request connects anew."""
+def load(server: Server, path: str, *, clients: int = 4, headers: Mapping[str, str] | None = None) -> Iterator[Load]:
+    """Ask for `path` with `clients` threads, each on a connection of its own, while the block runs."""
     result, stop = Load(), threading.Event()
 
     def ask(client: httpx.Client) -> None:
@@ -46,8 +46,7 @@ def load(server: Server, path: str, *, clients: int = 4, keep_alive: bool = True
         result.requests.append(Asked(began, time.monotonic(), status, answer, error))
 
     def run() -> None:
-        limits = httpx.Limits(max_keepalive_connections=None if keep_alive else 0)
-        with server.client(limits=limits) as client:
+        with server.client(headers=headers) as client:
             while not stop.is_set():
                 ask(client)
 
