@@ -231,6 +231,7 @@ class _Operation:
     name: str
     named: bool  # by somebody, not just after its function
     path: str
+    path_format: str | None
     shape: str
     parameters: tuple[str, ...]
     methods: frozenset[str]
@@ -294,6 +295,7 @@ def _read(fastapi: FastAPI) -> tuple[list[_Operation], list[RouteContext]]:
                     name=context.name or "",
                     named=context.endpoint is None or context.name != get_name(context.endpoint),
                     path=path,
+                    path_format=context.path_format,
                     shape=_FASTAPI_PARAMETER.sub(lambda m: _SEGMENTS if m[2] == "path" else _SEGMENT, path),
                     parameters=tuple(m[1] for m in _FASTAPI_PARAMETER.finditer(path)),
                     methods=frozenset(context.methods),
@@ -426,7 +428,7 @@ class KnownRoute(BaseRoute):
     def path_format(self) -> str | None:
         """The same without convertors; FastAPI's telemetry reads it."""
         operation = _last.get()
-        return operation.context.path_format if operation else None
+        return operation.path_format if operation else None
 
     @override
     def matches(self, scope: Scope) -> tuple[Fit, Scope]:
