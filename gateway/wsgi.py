@@ -1,0 +1,653 @@
+"""WSGI inside ASGI: the application cannot tell, and its clients cannot tell, that this is not gunicorn's gthread.
+
+A request is received on the loop, run in a thread and sent on the loop. An ordinary response crosses from the thread
+to the loop once, whole; one that takes its time is passed on chunk by chunk through a spool.
+"""
+
+import asyncio
+import io
+import logging
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import copy_context
+from email.utils import formatdate
+from math import ceil, inf
+from time import time
+from typing import Any, cast
+from urllib.parse import quote, unquote_to_bytes
+from wsgiref.types import WSGIApplication, WSGIEnvironment
+from wsgiref.util import is_hop_by_hop
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from .errors import BodyTruncated
+from .pool import Pool, Stats
+from .settings import Settings
+from .spool import MIB, Spool, Store, Upload
+
+Headers = list[tuple[bytes, bytes]]
+
+CACHED_NAMES = 1024  # clients choose header names: a cache of them must not grow without limit
+JOIN_BYTES = 65_536  # chunks that wait already are sent together as far as this
+AHEAD_BYTES = 2 * MIB  # of one streamed response in memory; what a slow reader leaves goes to disk
+SLOW_READER_S = 0.25  # with so much unread for so long, a reader is slow
+CLOSE_S = 2.0  # for generators to notice that they have been abandoned
+
+log = logging.getLogger(__name__)
+
+
+# --- The request, as the application sees it
+
+
+class FileWrapper:
+    """`wsgi.file_wrapper`: a file as a response body."""
+
+    def __init__(self, filelike: Any, blksize: int = 8192) -> None:
+        self.filelike, self.blksize = filelike, blksize
+        if hasattr(filelike, "close"):
+            self.close = filelike.close
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(lambda: self.filelike.read(self.blksize), b"")
+
+    def on_disk(self) -> tuple[int, int, int] | None:
+        """Descriptor, position and end of a plain file; None for anything that makes its bytes as it is read."""
+        if type(self.filelike) not in (io.BufferedReader, io.FileIO):
+            return None
+        try:
+            fd = self.filelike.fileno()
+            status = os.fstat(fd)
+            return (fd, self.filelike.tell(), status.st_size) if stat.S_ISREG(status.st_mode) else None
+        except (OSError, ValueError):
+            return None
+
+
+class _Keys(dict[bytes, str]):
+    """Names in the environ of request headers; empty for those that pose as another: `X_Real_IP`."""
+
+    def __missing__(self, name: bytes) -> str:
+        key = "" if b"_" in name else name.decode("latin-1").upper().replace("-", "_")
+        if key and key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            key = "HTTP_" + key
+        if len(self) < CACHED_NAMES and len(name) < 64:
+            self[name] = key
+        return key
+
+
+class Environs:
+    """Makes environs as gunicorn makes them."""
+
+    def __init__(self, *, multiprocess: bool) -> None:
+        self._keys = _Keys()
+        self._base: WSGIEnvironment = {
+            "SCRIPT_NAME": "",
+            "SERVER_SOFTWARE": "gateway",
+            "wsgi.version": (1, 0),
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": multiprocess,
+            "wsgi.run_once": False,
+            "wsgi.file_wrapper": FileWrapper,
+            "wsgi.input_terminated": True,
+        }
+
+    def build(self, scope: Scope) -> WSGIEnvironment:
+        """Everything but `wsgi.input`."""
+        environ = self._base.copy()
+        raw_path = scope.get("raw_path") or quote(scope["path"]).encode()
+        path = (unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path).decode("latin-1")
+        query = scope["query_string"].decode("latin-1")
+        uri = raw_path.decode("latin-1")
+        environ["REQUEST_METHOD"] = scope["method"]
+        environ["PATH_INFO"] = path
+        environ["QUERY_STRING"] = query
+        environ["RAW_URI"] = environ["REQUEST_URI"] = f"{uri}?{query}" if query else uri
+        environ["SERVER_PROTOCOL"] = "HTTP/" + scope["http_version"]
+        environ["wsgi.url_scheme"] = scope["scheme"]
+        keys = self._keys
+        for name, value in scope["headers"]:
+            key = keys[name]
+            text = value.decode("latin-1").strip(" \t")
+            if key in environ:
+                text = environ[key] + ("; " if key == "HTTP_COOKIE" else ",") + text
+            environ[key] = text
+        environ.pop("", None)
+        if scope.get("root_path"):
+            _split_prefix(environ, scope["root_path"])
+        _add_addresses(environ, scope)
+        if "gateway.match" in scope:
+            environ["gateway.match"] = scope["gateway.match"]
+        return environ
+
+
+def _split_prefix(environ: WSGIEnvironment, root_path: str) -> None:
+    prefix = root_path.rstrip("/").encode().decode("latin-1")
+    path = environ["PATH_INFO"]
+    if path == prefix or path.startswith(prefix + "/"):
+        environ["SCRIPT_NAME"], environ["PATH_INFO"] = prefix, path[len(prefix) :]
+
+
+def _add_addresses(environ: WSGIEnvironment, scope: Scope) -> None:
+    host, port = scope.get("server") or ("", None)
+    if port is None:  # a unix socket: what the client says is all that is known
+        host, _, port = environ.get("HTTP_HOST", "").partition(":")
+        port = port or {"http": "80", "https": "443"}.get(scope["scheme"], "")
+    environ["SERVER_NAME"], environ["SERVER_PORT"] = host, str(port)
+    client = scope.get("client")
+    if client:
+        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client[0], str(client[1])
+    else:
+        environ["REMOTE_ADDR"] = ""
+
+
+# --- The response, as the client sees it
+
+
+class _Statuses(dict[str, int]):
+    """Status codes of status lines."""
+
+    _line = re.compile(r"[1-5][0-9]{2}(?: [ \t\x21-\x7e\x80-\xff]*)?")
+
+    def __missing__(self, line: str) -> int:
+        if not self._line.fullmatch(line):
+            raise ValueError(f"{line!r} is not a status line")
+        code = int(line[:3])
+        if len(self) < CACHED_NAMES:
+            self[line] = code
+        return code
+
+
+class _Names(dict[str, bytes]):
+    """Names in ASGI of response headers; empty for those that concern one hop only and are not the application's."""
+
+    _token = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+    def __missing__(self, name: str) -> bytes:
+        if not self._token.fullmatch(name):
+            raise ValueError(f"{name!r} is not a header name")
+        lower = name.lower()
+        key = b"" if is_hop_by_hop(lower) else lower.encode()
+        if len(self) < CACHED_NAMES:
+            self[name] = key
+        return key
+
+
+class _Clock:
+    """The Date header, made once per second."""
+
+    def __init__(self) -> None:
+        self._header = (0, (b"date", b""))
+
+    def date(self) -> tuple[bytes, bytes]:
+        now = int(time())
+        second, header = self._header
+        if second != now:
+            header = (b"date", formatdate(now, usegmt=True).encode())
+            self._header = (now, header)
+        return header
+
+
+_statuses, _names, _clock = _Statuses(), _Names(), _Clock()
+_value = re.compile(r"[ \t\x21-\x7e\x80-\xff]*")
+_BODILESS = frozenset({*range(100, 200), 204, 304})
+
+
+class Head:
+    """Status and headers of a response, checked: raises ValueError for what must not get on the wire."""
+
+    __slots__ = ("headers", "length", "status")
+
+    def __init__(self, status: str, headers: Iterable[tuple[str, str]]) -> None:
+        self.status = _statuses[status]
+        self.headers: Headers = []
+        self.length: int | None = None
+        dated = False
+        for name, value in headers:
+            if not (value.isascii() and value.isprintable()) and not _value.fullmatch(value):
+                raise ValueError(f"the value of header {name!r} has characters that do not belong there")
+            key = _names[name]
+            if key == b"content-length":
+                self._set_length(value.strip(" \t"))
+            elif key == b"date":
+                if dated:
+                    continue
+                dated = True
+            if key:
+                self.headers.append((key, value.strip(" \t").encode("latin-1")))
+        if not dated:
+            self.headers.append(_clock.date())
+
+    def _set_length(self, text: str) -> None:
+        length = int(text) if text.isdigit() else -1
+        if length < 0 or self.length not in (None, length):
+            raise ValueError(f"{text!r} is not the content-length")
+        self.length = length
+
+    def body_length(self, method: str) -> int | None:
+        """Bytes that the client may get; None when only the end of the body will tell."""
+        if self.status < 200 or self.status == 204:
+            self.headers = [header for header in self.headers if header[0] != b"content-length"]
+        return 0 if method == "HEAD" or self.status in _BODILESS else self.length
+
+
+def _page(reason: str) -> bytes:
+    """What gunicorn says when the application cannot."""
+    return f"""\
+<html>
+  <head>
+    <title>{reason}</title>
+  </head>
+  <body>
+    <h1><p>{reason}</p></h1>
+    \n  </body>
+</html>
+""".encode()
+
+
+_FAILED = _page("Internal Server Error")
+_TOO_LARGE = _page("Request Entity Too Large")
+_BUSY = b"Service Unavailable\n"
+
+
+class ClientGone(ConnectionError):
+    """Raised at a chunk that nobody waits for any more. Only code that calls `write` gets to see it."""
+
+
+class Exchange:
+    """One request and its response: `run` in a thread, `respond` on the loop.
+
+    The thread hands over a whole body, or a spool that it goes on filling, then wakes the future; `_done` is the last
+    that it says. From its side the loop says `_gone`, and that there is room again.
+    """
+
+    __slots__ = ("_backend", "_body", "_context", "_done", "_environ", "_error", "_future", "_gone", "_head", "_left",
+                 "_mailbox", "_method", "_receive", "_spool", "_upload", "_watcher", "queued_at")  # fmt: skip
+
+    def __init__(self, backend: "WsgiBackend", environ: WSGIEnvironment, receive: Receive) -> None:
+        self._backend, self._environ, self._receive = backend, environ, receive
+        self._method: str = environ["REQUEST_METHOD"]  # middleware is free to change the one in the environ
+        self._context = copy_context()
+        self._mailbox = backend.pool.mailbox()
+        self._future: asyncio.Future[None] = self._mailbox.loop.create_future()  # where the loop waits for the thread
+        self._watcher: asyncio.Task[None] | None = None
+        self._upload: Upload | None = None
+        self._head: Head | None = None
+        self._left: int | None = None  # bytes that may still be sent; None: any number
+        self._body: bytes | None = None
+        self._spool: Spool | None = None
+        self._error: BaseException | None = None
+        self._done = False
+        self._gone = False
+        self.queued_at = inf
+
+    # --- In the thread
+
+    def run(self) -> None:
+        self._context.run(self._run)
+
+    def _run(self) -> None:
+        chunks: Any = None
+        try:
+            chunks = self._backend.app(self._environ, self.start_response)
+            self._pass_on(chunks)
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: a request fails, not the worker
+            self._fail(error)
+        try:
+            if hasattr(chunks, "close"):
+                chunks.close()
+        except BaseException:
+            log.exception("Error closing the response to %s %s", self._method, self._environ.get("RAW_URI"))
+        if self._upload is not None:
+            self._upload.release()
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
+    ) -> Callable[[bytes], object]:
+        if exc_info is not None:
+            try:
+                if self._begun:
+                    self._error = exc_info[1]
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None
+        elif self._head is not None:
+            raise AssertionError("start_response was called before")
+        self._head = Head(status, headers)
+        return self._emit
+
+    @property
+    def _begun(self) -> bool:
+        """Whether the client may have seen the status already."""
+        return self._body is not None or self._spool is not None
+
+    def _pass_on(self, chunks: Any) -> None:
+        kind = type(chunks)
+        if kind is list or kind is tuple:
+            chunks = (b"".join(chunks),)  # nothing to wait for
+        if kind is not FileWrapper or not self._pass_on_file(chunks):
+            for chunk in chunks:
+                if not self._emit(chunk):
+                    break
+        if not self._done:
+            self._finish()
+
+    def _emit(self, chunk: bytes) -> bool:
+        """Hand a chunk to the loop. False when the client has got all that it may get."""
+        if not isinstance(chunk, bytes):
+            raise TypeError(f"the body has {type(chunk).__name__} in it, not bytes")
+        if not chunk:
+            return True
+        if self._done:
+            return False
+        if self._gone:
+            raise ClientGone
+        if self._error is not None:
+            raise self._error
+        left = self._left if self._begun else self._begin()
+        if left is not None:
+            if len(chunk) >= left:
+                self._end(chunk[:left])
+                return len(chunk) == left
+            self._left = left - len(chunk)
+        self._put(chunk)
+        self._mailbox.wake(self._future)
+        return True
+
+    def _begin(self) -> int | None:
+        if self._head is None:
+            raise AssertionError("the application did not call start_response")
+        self._left = self._head.body_length(self._method)
+        return self._left
+
+    def _finish(self) -> None:
+        """The application has no more to say."""
+        if self._error is not None:
+            raise self._error
+        left = self._left if self._begun else self._begin()
+        if left:
+            raise RuntimeError(f"the body ends {left} bytes before its content-length")
+        self._end(b"")
+
+    def _end(self, last: bytes) -> None:
+        if self._spool is None:
+            self._body = last
+        elif last:
+            self._put(last)
+        self._done = True
+        self._mailbox.wake(self._future)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._begun and not self._done:
+            self._error = error
+        elif not isinstance(error, ClientGone):
+            log.error("Error handling request %s %s", self._method, self._environ.get("RAW_URI"), exc_info=error)
+        if not self._begun:
+            self._say("500 Internal Server Error", "text/html", _FAILED)
+        self._done = True
+        self._mailbox.wake(self._future)
+
+    def _say(self, status: str, kind: str, body: bytes, *more: tuple[str, str]) -> None:
+        """The gateway's own words, where the application has none."""
+        self._head = Head(status, [("content-type", kind), ("content-length", str(len(body))), *more])
+        self._body = body[: self._begin()]
+
+    def _put(self, chunk: bytes) -> None:
+        """Into the spool. Waits while the client is too far behind."""
+        spool = self._spool or self._open_spool()
+        while not spool.keep(chunk):
+            if not spool.spilled and spool.wait_until_empty(SLOW_READER_S):
+                pass
+            elif self._spill(spool, chunk):
+                break
+            else:
+                spool.wait_until_empty()
+            if self._gone:
+                raise ClientGone
+
+    def _open_spool(self) -> Spool:
+        settings = self._backend.settings
+        ahead = settings.window_bytes + min(AHEAD_BYTES, settings.spool_response_bytes)
+        self._spool = Spool(self._backend.store, settings.window_bytes, ahead)
+        return self._spool
+
+    def _spill(self, spool: Spool, chunk: bytes) -> bool:
+        if spool.file_bytes >= self._backend.settings.spool_response_bytes:
+            return False
+        try:
+            spool.write(chunk)
+        except OSError as error:
+            log.warning("A slow reader holds a thread, for its response cannot be spooled: %s", error)
+            return False
+        return True
+
+    def _pass_on_file(self, wrapper: FileWrapper) -> bool:
+        """A plain file is read by the loop as fast as the client takes it: no thread waits for slow downloads."""
+        place = wrapper.on_disk()
+        if place is None or self._begun:
+            return False
+        fd, start, end = place
+        left = self._begin()
+        if left is not None:
+            end = min(end, start + left)
+        if end - start <= self._backend.settings.window_bytes:
+            self._emit(os.pread(fd, max(0, end - start), start))
+            return True
+        try:
+            fd = os.dup(fd)
+        except OSError:
+            return False
+        self._left = None if left is None else left - (end - start)
+        spool = self._open_spool()
+        spool.adopt(fd, start, end)
+        return True
+
+    # --- On the loop
+
+    async def receive_body(self, *, streamed: bool) -> bool:
+        """Set `wsgi.input`. False when there is no reason left to run the application."""
+        environ, most_bytes = self._environ, self._backend.settings.max_body_bytes
+        length = environ.get("CONTENT_LENGTH", "0")
+        if length == "0" and "HTTP_TRANSFER_ENCODING" not in environ:
+            environ["wsgi.input"] = io.BytesIO()  # without asking: HTTP/1 has no other way to announce a body
+            return True
+        if length.isdecimal() and 0 < most_bytes < int(length):
+            return self._answer("413 Request Entity Too Large", "text/html", _TOO_LARGE)
+        window_bytes = self._backend.settings.window_bytes
+        upload = Upload(
+            self._receive, self._backend.store, self._mailbox.wake, max_bytes=most_bytes, window_bytes=window_bytes
+        )
+        try:
+            environ["wsgi.input"] = upload.stream() if streamed else await upload.receive_all()
+        except RequestEntityTooLarge:
+            return self._answer("413 Request Entity Too Large", "text/html", _TOO_LARGE)
+        except BodyTruncated:
+            self.abandon()
+            return False
+        self._upload = upload
+        return True
+
+    async def respond(self, send: Send) -> None:
+        """Wait for the thread and send what it hands over. Raises what the application raised in mid-response."""
+        if self._upload is not None and not self._upload.complete:
+            self.watch()
+        try:
+            await self._future
+            if self._spool is not None:
+                await self._stream(send, self._spool)
+            elif self._body is not None:
+                await self._send_whole(send, self._body)
+        finally:
+            if not self._done:
+                self.abandon()
+            if self._watcher is not None:
+                self._watcher.cancel()
+
+    async def _send_whole(self, send: Send, body: bytes) -> None:
+        await self._send_head(send)
+        await send({"type": "http.response.body", "body": body})
+
+    async def _send_head(self, send: Send) -> None:
+        if self._head is not None:
+            await send({"type": "http.response.start", "status": self._head.status, "headers": self._head.headers})
+
+    async def _stream(self, send: Send, spool: Spool) -> None:
+        if self._done and self._error is None and spool.size <= JOIN_BYTES and not spool.spilled:
+            await self._send_whole(send, spool.take(JOIN_BYTES))
+            return
+        self.watch()
+        await self._send_head(send)
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                await self._send_chunks(send, spool, limit)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            log.info("Cut off a client that reads no more of %s %s", self._method, self._environ.get("RAW_URI"))
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error if isinstance(error, Exception) else RuntimeError(repr(error)) from error
+
+    async def _send_chunks(self, send: Send, spool: Spool, limit: asyncio.Timeout) -> None:
+        time_s = self._mailbox.loop.time
+        timeout_s = self._backend.settings.send_timeout_s
+        last = False
+        while not last:
+            more = await self._more(spool)
+            if self._gone or not (more or self._error is None):
+                break
+            chunk = await self._backend.store.read(spool, JOIN_BYTES) if more else b""
+            last = self._done and self._error is None and not spool.size
+            limit.reschedule(time_s() + timeout_s)
+            await send({"type": "http.response.body", "body": chunk, "more_body": not last})
+            limit.reschedule(None)
+
+    async def _more(self, spool: Spool) -> bool:
+        """Wait for the next bytes. False when there will be none."""
+        while not self._gone:
+            future = self._future = self._mailbox.loop.create_future()  # before looking: what comes later wakes it
+            done = self._done
+            if spool.size:
+                return True
+            if done:
+                break
+            await future
+        return False
+
+    def watch(self) -> None:
+        """Notice when the client leaves. Ordinary responses do without."""
+        if self._watcher is None:
+            self._watcher = self._mailbox.loop.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        if self._upload is None or await self._upload.pump():
+            while not (await self._receive())["type"].endswith(".disconnect"):
+                pass
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Nobody waits for the response any more. The application learns it at its next chunk, or never starts."""
+        self._gone = True
+        if self._spool is not None:
+            self._spool.abandon()
+        if self._upload is not None:
+            self._upload.abort()
+        if self._backend.pool.withdraw(self):
+            self._release_body()
+        if not self._future.done():
+            self._future.set_result(None)
+
+    def refuse(self) -> None:
+        """There is no thread for it."""
+        self._release_body()
+        wait_s = max(1, ceil(self._backend.settings.queue_wait_s))
+        self._answer("503 Service Unavailable", "text/plain", _BUSY, ("retry-after", str(wait_s)))
+
+    def _answer(self, status: str, kind: str, body: bytes, *more: tuple[str, str]) -> bool:
+        self._say(status, kind, body, *more)
+        self._done = True
+        self._future.set_result(None)
+        return False
+
+    def _release_body(self) -> None:
+        if self._upload is not None:
+            self._upload.release()
+
+
+class WsgiBackend:
+    """An ASGI application that runs a WSGI application in threads."""
+
+    def __init__(self, app: WSGIApplication, settings: Settings, *, multiprocess: bool) -> None:
+        self.app, self.settings = app, settings
+        self.pool = Pool(settings.threads, settings.queue, settings.queue_wait_s)
+        self.store = Store(settings.spool_memory_bytes)
+        self._environs = Environs(multiprocess=multiprocess)
+        self._streamed = frozenset(settings.stream_request)
+        self._exchanges: set[Exchange] = set()
+        self._draining = False
+
+    @property
+    def stats(self) -> Stats:
+        return self.pool.stats
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request. Raises what the application raised after it had begun to answer: the server must abort."""
+        if scope["type"] == "websocket":
+            await self._answer_websocket(scope, receive, send)
+            return
+        environ = self._environs.build(scope)
+        exchange = Exchange(self, environ, receive)
+        self._exchanges.add(exchange)
+        try:
+            streamed = scope.get("gateway.key") in self._streamed
+            if self._draining or (await exchange.receive_body(streamed=streamed) and not self.pool.submit(exchange)):
+                exchange.refuse()
+            await exchange.respond(send)
+        finally:
+            self._exchanges.discard(exchange)
+
+    async def _answer_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """With what the application says to the request as plain HTTP, for it knows no websockets."""
+        if "websocket.http.response" not in (scope.get("extensions") or {}):
+            await send({"type": "websocket.close", "code": 1000})
+            return
+
+        async def respond(message: Message) -> None:
+            await send({**message, "type": "websocket." + message["type"]})
+
+        await receive()  # websocket.connect
+        scheme = {"wss": "https"}.get(scope["scheme"], "http")
+        await self({**scope, "type": "http", "method": "GET", "scheme": scheme}, receive, respond)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse what comes, let finish what runs; after `timeout_s` abandon what still runs."""
+        self._draining = True
+        if await self._settle(timeout_s):
+            return
+        for exchange in tuple(self._exchanges):
+            if self.pool.withdraw(exchange):
+                exchange.refuse()
+            else:
+                exchange.abandon()
+        await self._settle(CLOSE_S)
+
+    async def _settle(self, timeout_s: float) -> bool:
+        """Wait until nothing runs any more. False when that takes too long."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_s
+        while self._exchanges or self.pool.unfinished:
+            if loop.time() >= end:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+
+def a2wsgi_backend(app: WSGIApplication, settings: Settings) -> ASGIApp:
+    """The same application behind the ecosystem's own bridge."""
+    from a2wsgi import WSGIMiddleware
+
+    return cast(ASGIApp, WSGIMiddleware(cast(Any, app), workers=settings.threads))
