@@ -1,0 +1,278 @@
+"""What happened? Counters and live workers of one host, in one SQLite file that every worker writes and anyone reads.
+
+A broken instrument must not touch what it measures: nothing here blocks a request or raises into one. Each process
+has one thread that writes; what cannot be written is kept, counted in `dropped` and tried again a second later.
+"""
+
+import fcntl
+import logging
+import os
+import socket
+import sqlite3
+import threading
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .model import Backend
+
+BEAT_S = 1.0  # between heartbeats, and between flushes of the counters
+STALE_S = 3.0  # after its last heartbeat a worker counts as gone
+BUSY_S = 2.0  # how long one write may wait for those of other workers
+BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # upper ends of the latency buckets
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.1
+_FORGET_S = 60.0  # lines of other hosts that nobody strikes out
+_MAX_PENDING = 100_000  # answers that wait for a thread that waits for the disk; the oldest go first
+_USELESS = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")  # the last one: tables of another version
+
+_BUCKETS = [f"b{n}" for n in range(len(BOUNDS_S) + 1)]
+_SUMS = ["count", "sum_s", *_BUCKETS]
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS workers (
+  host TEXT, pid INTEGER, started_at REAL, version TEXT, rejected TEXT, seen_at REAL, PRIMARY KEY (host, pid)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counters (
+  key TEXT, backend TEXT, status INTEGER, {", ".join(_SUMS)}, PRIMARY KEY (key, backend, status)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS fallbacks (key TEXT PRIMARY KEY, count INTEGER) WITHOUT ROWID;
+"""
+_ADD_COUNTERS = f"""
+INSERT INTO counters VALUES (?, ?, ?, {", ".join("?" * len(_SUMS))})
+ON CONFLICT DO UPDATE SET {", ".join(f"{name} = {name} + excluded.{name}" for name in _SUMS)}
+"""  # noqa: S608  # names of ours
+_ADD_FALLBACKS = "INSERT INTO fallbacks VALUES (?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count"
+_WORKERS = "SELECT pid, host, version, rejected, started_at, seen_at FROM workers"
+_BEAT = "INSERT OR REPLACE INTO workers VALUES (?, ?, ?, ?, ?, ?)"
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One live process and the flags it runs."""
+
+    pid: int
+    host: str
+    version: str
+    rejected: str  # why it does not run what is on disk; empty: it does
+    started_at: float  # seconds since the epoch, as is `seen_at`
+    seen_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """Requests of one route that one side answered with one status, over all workers and restarts."""
+
+    key: str
+    backend: Backend
+    status: int
+    count: int
+    sum_s: float
+    buckets: tuple[int, ...]  # requests per bucket of BOUNDS_S; the last one has no upper end
+
+
+class Ledger:
+    """Reads and, between `start` and `close`, writes `<state>/ledger.sqlite3`."""
+
+    def __init__(self, state: Path) -> None:
+        self.dropped = 0  # writes that failed
+        self._path = state / "ledger.sqlite3"
+        self._answers: deque[tuple[str, Backend, int, float]] = deque(maxlen=_MAX_PENDING)
+        self._fallbacks: deque[str] = deque(maxlen=_MAX_PENDING)
+        self._sums: dict[tuple[str, str, int], list[float]] = {}  # key, backend, status; the thread's own, as is
+        self._fallen: dict[str, int] = {}
+        self._running: tuple[str, str] | None = None  # flag version, why the file on disk is rejected
+        self._started_at = time.time()
+        self._wake, self._closed = threading.Event(), False
+        self._thread = threading.Thread(target=self._write, name="gateway-ledger", daemon=True)
+        self._file = _File(self._path)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what is left and take this worker off the list."""
+        self._closed = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(2 * BUSY_S)
+
+    def count(self, key: str, backend: Backend, status: int, duration_s: float) -> None:
+        """Note one answer. Takes a fraction of a microsecond; on disk about a second later."""
+        self._answers.append((key, backend, status, duration_s))
+
+    def count_fallback(self, key: str) -> None:
+        """Note that legacy had to stand in for the port."""
+        self._fallbacks.append(key)
+
+    def seen(self, version: str, rejected: str = "") -> None:
+        """Report which flags this worker runs; on disk within milliseconds, and with every heartbeat from now on."""
+        self._running = version, rejected
+        self._wake.set()
+
+    def workers(self) -> list[Worker]:
+        """The live workers: heard of lately and, on this host, still running."""
+        now, host = time.time(), socket.gethostname()
+        workers = [Worker(*row) for row in self._file.read(_WORKERS)]
+        return [w for w in workers if now - w.seen_at < STALE_S and (w.host != host or _is_alive(w.pid))]
+
+    def counters(self) -> list[Counter]:
+        """All sums, by key, backend and status."""
+        rows = self._file.read("SELECT * FROM counters")
+        return [
+            Counter(key, Backend(backend), status, count, sum_s, tuple(buckets))
+            for key, backend, status, count, sum_s, *buckets in rows
+        ]
+
+    def fallbacks(self) -> dict[str, int]:
+        """How often legacy had to stand in, by key."""
+        return dict(self._file.read("SELECT key, count FROM fallbacks"))
+
+    def _write(self) -> None:
+        """Body of the thread. Adds up often and little, so that it never holds up the requests for long."""
+        due = 0.0
+        while not self._closed:
+            woken = self._wake.wait(_TICK_S)
+            self._wake.clear()
+            self._add_up()
+            if woken or time.monotonic() >= due:
+                due = time.monotonic() + BEAT_S
+                self._flush()
+        self._add_up()
+        self._flush()
+        self._file.close()
+
+    def _add_up(self) -> None:
+        while self._answers:
+            key, backend, status, duration_s = self._answers.popleft()
+            values = self._sums.setdefault((key, backend.value, status), [0] * len(_SUMS))
+            values[0] += 1
+            values[1] += duration_s
+            values[2 + bisect_left(BOUNDS_S, duration_s)] += 1
+        while self._fallbacks:
+            key = self._fallbacks.popleft()
+            self._fallen[key] = self._fallen.get(key, 0) + 1
+
+    def _flush(self) -> None:
+        """Write the sums and this worker's line; after a failure they are kept for the next time."""
+        try:
+            with self._file.writing() as connection:
+                connection.executemany(_ADD_COUNTERS, [(*key, *values) for key, values in self._sums.items()])
+                connection.executemany(_ADD_FALLBACKS, list(self._fallen.items()))
+                self._beat(connection)
+            self._sums, self._fallen = {}, {}
+        except Exception as error:  # noqa: BLE001  # disk full, read-only, locked, corrupt, or what nobody thought of
+            log.log(logging.DEBUG if self.dropped else logging.WARNING, "ledger: %s: %s", self._path, error)
+            self.dropped += 1
+
+    def _beat(self, connection: sqlite3.Connection) -> None:
+        """Renew this worker's line and strike out the dead."""
+        now, host, pid = time.time(), socket.gethostname(), os.getpid()
+        others = connection.execute("SELECT pid FROM workers WHERE host = ? AND pid <> ?", (host, pid)).fetchall()
+        dead = [(host, other) for (other,) in others if not _is_alive(other)]
+        connection.executemany("DELETE FROM workers WHERE host = ? AND pid = ?", dead)
+        connection.execute("DELETE FROM workers WHERE seen_at < ?", (now - _FORGET_S,))
+        if self._closed:
+            connection.execute("DELETE FROM workers WHERE host = ? AND pid = ?", (host, pid))
+        elif self._running:
+            connection.execute(_BEAT, (host, pid, self._started_at, *self._running, now))
+
+
+class _File:
+    """The SQLite file. Deleted, it is made anew; corrupt or of another make, it is put aside as `….corrupt` first."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self._inode: int | None = None  # of the file that is connected
+
+    def read(self, query: str) -> list[tuple[Any, ...]]:
+        """All rows, from any thread or process; none when there is nothing to read."""
+        uri = f"{self._path.absolute().as_uri()}?mode=ro"
+        try:
+            with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S)) as connection:
+                return connection.execute(query).fetchall()
+        except sqlite3.Error:
+            return []
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """A connection in a transaction that is committed at the end. For one thread."""
+        try:
+            connection = self._connected()
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException as error:
+            self.close()
+            if getattr(error, "sqlite_errorname", "").startswith(_USELESS):
+                self._put_aside()
+            raise
+
+    def close(self) -> None:
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection and self._inode == _inode(self._path):
+            return self._connection
+        self.close()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(self._path.parent):
+            self._inode = _inode(self._path)
+            if self._inode is None:  # what was beside a deleted file belongs to nothing
+                self._beside("-wal").unlink(missing_ok=True)
+                self._beside("-shm").unlink(missing_ok=True)
+            self._connection = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.executescript(_SCHEMA)
+            self._inode = _inode(self._path)
+        return self._connection
+
+    def _put_aside(self) -> None:
+        with _locked(self._path.parent):
+            if self._inode is None or _inode(self._path) != self._inode:
+                return  # another worker has done so
+            self._beside("-wal").unlink(missing_ok=True)
+            self._beside("-shm").unlink(missing_ok=True)
+            self._path.replace(self._beside(".corrupt"))
+
+    def _beside(self, suffix: str) -> Path:
+        return self._path.with_name(self._path.name + suffix)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One worker at a time creates, or clears away, what is in `directory`."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
