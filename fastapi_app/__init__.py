@@ -1,0 +1,58 @@
+"""A self-hosted music-video manager, asynchronous.
+
+uvicorn --factory fastapi_app:create_app
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from . import artists, auth, docs, library, settings, system, tokens, users, videos
+from .config import Settings, StartupError
+from .db import Database, DatabaseUnavailable
+from .frame import Frame, handle_errors, not_found
+from .jwts import Signer
+from .sessions import SessionCookie
+
+ROUTERS = (auth, tokens, users, artists, videos, library, settings, system, docs)
+
+
+def create_app() -> FastAPI:
+    """Configured by the environment. Raises StartupError with one sentence when the application cannot run."""
+    config = Settings.load()
+    try:
+        database = Database(config.database_url)
+    except DatabaseUnavailable as error:
+        raise StartupError(str(error)) from None
+    app = FastAPI(
+        title="Music videos",
+        openapi_url="/openapi.json",
+        docs_url=None,  # docs.py has it, with a policy that lets the page load
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+    )
+    app.state.settings = config
+    app.state.database = database
+    app.state.signer = Signer(config.secret_key)
+    app.router.default = not_found
+    app.add_middleware(
+        Frame,
+        cookie=SessionCookie(config.secret_key, secure=config.secure_cookies),
+        secure=config.secure_cookies,
+    )
+    handle_errors(app)
+    for module in ROUTERS:
+        app.include_router(module.router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    database: Database = app.state.database
+    await database.prepare()
+    try:
+        yield
+    finally:
+        await database.dispose()

@@ -1,0 +1,474 @@
+"""Artists: the list, the searches, the changes, the pictures."""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Text,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    type_coerce,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.responses import Response
+
+from . import thumbnails
+from .audit import audit
+from .db import Db, DbDep, find_or_404, insert_row
+from .files import inside, off_loop, safe_name
+from .http import (
+    MAX_INT,
+    ApiError,
+    json_body,
+    json_response,
+    page_args,
+    paged,
+    query,
+    query_flag,
+    query_int,
+    read,
+    success,
+    text,
+    text_list,
+    uploaded_file,
+)
+from .identity import Manager, Member, Reader
+from .models import VIDEO_STATUSES, artists, cache, downloads, name_key, sort_name, utcnow, videos
+
+router = APIRouter(prefix="/api/artists")
+log = logging.getLogger("fastapi_app")
+
+ADVANCED_TTL = timedelta(seconds=300)
+video_count = (
+    select(func.count(videos.c.id)).where(videos.c.artist_id == artists.c.id).correlate(artists).scalar_subquery()
+)
+SORTS: dict[str | None, ColumnElement[Any]] = {
+    "name": artists.c.sort_name,
+    "created_at": artists.c.created_at,
+    "updated_at": artists.c.updated_at,
+    "video_count": video_count,
+}
+
+_ARTISTS = select(artists, video_count.label("video_count"))
+_ONE = _ARTISTS.where(artists.c.id == bindparam("artist_id"))
+_CACHED = select(cache.c.value).where(cache.c.key == bindparam("name"), cache.c.expires_at > bindparam("now"))
+_VIDEOS = select(videos).where(videos.c.artist_id == bindparam("artist_id")).order_by(videos.c.id)
+_DOWNLOADS = (
+    select(downloads)
+    .join(videos, videos.c.id == downloads.c.video_id)
+    .where(videos.c.artist_id == bindparam("artist_id"))
+    .order_by(videos.c.id, downloads.c.id)
+)
+_SUGGESTIONS = select(artists.c.id, artists.c.name).order_by(artists.c.sort_name, artists.c.id).limit(10)
+
+
+# Reading
+
+
+@read(router, "/", name="artists.list_artists")
+async def list_artists(request: Request, db: DbDep, _: Reader) -> Response:
+    args = query(request)
+    page, per_page = page_args(args)
+    found = filtered(args.get("search", ""), query_flag(args, "monitored"), query_flag(args, "auto_download"))
+    total = await db.scalar(found.with_only_columns(func.count(artists.c.id), maintain_column_froms=True))
+    ordered = found.order_by(*ordering(args.get("sort"), args.get("order")))
+    rows = await db.execute(ordered.offset((page - 1) * per_page).limit(per_page))
+    return paged("artists", [artist_json(row) for row in rows], total, page, per_page)
+
+
+@read(router, "/search/advanced", name="artists.advanced_search")
+async def advanced_search(request: Request, db: DbDep, _: Reader) -> Response:
+    """Filters and analytics. Answers are kept for 300 seconds, whatever changes meanwhile."""
+    args = query(request)
+    page, per_page = page_args(args)
+    filters = {
+        "q": args.get("q", ""),
+        "genre": args.get("genre", ""),
+        "monitored": query_flag(args, "monitored"),
+        "auto_download": query_flag(args, "auto_download"),
+        "has_thumbnail": query_flag(args, "has_thumbnail"),
+        "min_videos": query_int(args, "min_videos"),
+        "max_videos": query_int(args, "max_videos"),
+        "sort": args.get("sort", ""),
+        "order": args.get("order", ""),
+        "page": page,
+        "per_page": per_page,
+    }
+    key = "artists.advanced_search:" + hashlib.sha256(json.dumps(filters, sort_keys=True).encode()).hexdigest()
+    answer: str | None = await db.scalar(_CACHED, {"name": key, "now": utcnow()})
+    if answer is None:
+        answer = json.dumps(await _search_with_analytics(db, filters), sort_keys=True)
+        await _remember(db, key, answer)
+    return Response(f"{answer}\n", media_type="application/json")
+
+
+async def _search_with_analytics(db: Db, filters: Mapping[str, Any]) -> dict[str, Any]:
+    found = filtered(filters["q"], filters["monitored"], filters["auto_download"])
+    if filters["genre"]:
+        found = found.where(has_genre(artists.c.genres, filters["genre"]))
+    if filters["has_thumbnail"] is not None:
+        missing = artists.c.thumbnail_path.is_(None)
+        found = found.where(~missing if filters["has_thumbnail"] else missing)
+    if filters["min_videos"] is not None:
+        found = found.where(video_count >= filters["min_videos"])
+    if filters["max_videos"] is not None:
+        found = found.where(video_count <= filters["max_videos"])
+    rows = (await db.execute(found.order_by(*ordering(filters["sort"], filters["order"])))).all()
+    page, per_page = filters["page"], filters["per_page"]
+    pages = -(-len(rows) // per_page)
+    shown = rows[(page - 1) * per_page : page * per_page]
+    return {
+        "artists": [artist_json(row) for row in shown],
+        "count": len(shown),
+        "pagination": {
+            "page": page,
+            "per_page": per_page,
+            "total": len(rows),
+            "pages": pages,
+            "has_next": page < pages,
+            "has_prev": page > 1,
+        },
+        "analytics": _analytics(rows),
+    }
+
+
+def _analytics(rows: Sequence[Any]) -> dict[str, Any]:
+    total = sum(row.video_count for row in rows)
+    genres = Counter(genre for row in rows for genre in row.genres)
+    top = sorted(genres.items(), key=lambda item: (-item[1], item[0]))[:5]
+    return {
+        "total_artists": len(rows),
+        "monitored_artists": sum(row.monitored for row in rows),
+        "artists_with_videos": sum(row.video_count > 0 for row in rows),
+        "total_videos": total,
+        "average_videos": round(total / len(rows), 2) if rows else 0.0,
+        "top_genres": [{"genre": genre, "artists": number} for genre, number in top],
+    }
+
+
+async def _remember(db: Db, key: str, value: str) -> None:
+    now = utcnow()
+    try:
+        async with db.transaction() as connection:
+            await connection.execute(delete(cache).where((cache.c.key == key) | (cache.c.expires_at <= now)))
+            await connection.execute(insert(cache).values(key=key, value=value, expires_at=now + ADVANCED_TTL))
+    except IntegrityError:
+        pass  # another request has just stored the same answer
+
+
+@read(router, "/search/suggestions", name="artists.suggestions")
+async def suggestions(request: Request, db: DbDep, _: Reader) -> Response:
+    term = query(request).get("q", "").strip()
+    found = []
+    if len(term) >= 2:
+        rows = await db.execute(_SUGGESTIONS.where(artists.c.name_key.contains(name_key(term), autoescape=True)))
+        found = [{"id": row.id, "name": row.name} for row in rows]
+    return json_response({"suggestions": found, "count": len(found), "query": term})
+
+
+@read(router, "/{artist_id:int}", name="artists.get_artist")
+async def get_artist(artist_id: int, db: DbDep, _: Reader) -> Response:
+    return json_response(artist_json(await _find(db, artist_id)))
+
+
+@read(router, "/{artist_id:int}/detailed", name="artists.get_artist_detailed")
+async def get_artist_detailed(artist_id: int, db: DbDep, _: Reader) -> Response:
+    artist = await _find(db, artist_id)
+    shown = (await db.execute(_VIDEOS, {"artist_id": artist_id})).all()
+    fetched = await db.execute(_DOWNLOADS, {"artist_id": artist_id})
+    return json_response(
+        artist_json(artist)
+        | {
+            "videos": [_video_summary(video) for video in shown],
+            "downloads": [_download_summary(download) for download in fetched],
+            "statistics": _statistics(shown),
+        }
+    )
+
+
+def _statistics(rows: Sequence[Any]) -> dict[str, Any]:
+    durations = [video.duration for video in rows if video.duration is not None]
+    statuses = Counter(video.status for video in rows)
+    return {
+        "total_videos": len(rows),
+        "by_status": {status: statuses[status] for status in VIDEO_STATUSES},
+        "total_size": sum(video.file_size or 0 for video in rows),
+        "total_duration": sum(durations),
+        "average_duration": round(sum(durations) / len(durations), 2) if durations else 0.0,
+        "downloaded_percent": round(100 * statuses["DOWNLOADED"] / len(rows), 1) if rows else 0.0,
+    }
+
+
+# Changing
+
+
+@router.post("/", name="artists.create_artist")
+async def create_artist(request: Request, db: DbDep, _: Member) -> Response:
+    fields = await _artist_fields(request, await json_body(request))
+    if "name" not in fields:
+        raise ApiError(400, "name is required")
+    try:
+        async with db.transaction() as connection:
+            await refuse_duplicates(connection, fields)
+            new = {"folder_path": safe_name(fields["name"])} | fields
+            artist_id = await insert_row(connection, artists, new)
+            await audit(connection, request, "artists.create", f"artist:{artist_id}", name=fields["name"])
+    except IntegrityError:
+        await refuse_duplicates(db, fields)
+        raise
+    return json_response({"id": artist_id, "name": fields["name"], "message": "Artist created"}, 201)
+
+
+@router.put("/{artist_id:int}", name="artists.update_artist")
+@router.put("/{artist_id:int}/settings", name="artists.update_artist")
+async def update_artist(request: Request, artist_id: int, db: DbDep, _: Member) -> Response:
+    fields = await _artist_fields(request, await json_body(request))
+    if not fields:
+        raise ApiError(400, "No known field given")
+    try:
+        async with db.transaction() as connection:
+            artist = await find_or_404(connection, artists, artist_id, lock=True)
+            await refuse_duplicates(connection, fields, artist_id)
+            if changed := changes(artist, fields):
+                await connection.execute(update(artists).where(artists.c.id == artist_id).values(changed))
+            await audit(connection, request, "artists.update", f"artist:{artist_id}", fields=sorted(fields))
+            answer = artist_json((await connection.execute(_ONE, {"artist_id": artist_id})).one())
+    except IntegrityError:
+        await refuse_duplicates(db, fields, artist_id)
+        raise
+    return success("Artist updated", artist=answer)
+
+
+@router.delete("/{artist_id:int}", name="artists.delete_artist")
+async def delete_artist(request: Request, artist_id: int, db: DbDep, _: Manager) -> Response:
+    """Videos go too with `force=true`; the folder only with `delete_files=true`."""
+    args = query(request)
+    force, delete_files = query_flag(args, "force"), query_flag(args, "delete_files")
+    async with db.transaction() as connection:
+        artist = await find_or_404(connection, artists, artist_id, lock=True)
+        own = select(videos.c.id, videos.c.thumbnail_path).where(videos.c.artist_id == artist_id)
+        rows = (await connection.execute(own)).all()
+        if rows and not force:
+            raise ApiError(
+                409,
+                "The artist has videos. Use force=true to delete them too",
+                artist={"id": artist.id, "name": artist.name},
+                video_count=len(rows),
+            )
+        shared = select(artists.c.id).where(artists.c.folder_path == artist.folder_path, artists.c.id != artist_id)
+        removable = bool(delete_files) and (await connection.execute(shared.limit(1))).first() is None
+        ids = select(videos.c.id).where(videos.c.artist_id == artist_id)
+        await connection.execute(delete(downloads).where(downloads.c.video_id.in_(ids)))
+        await connection.execute(delete(videos).where(videos.c.artist_id == artist_id))
+        await connection.execute(delete(artists).where(artists.c.id == artist_id))
+        await audit(connection, request, "artists.delete", f"artist:{artist_id}", name=artist.name, videos=len(rows))
+    config = request.app.state.settings
+    pictures = [artist.thumbnail_path, *(row.thumbnail_path for row in rows)]
+    await off_loop(thumbnails.remove, config.data_path, pictures)
+    files_deleted = removable and await off_loop(_remove_folder, config.library_path, artist.folder_path)
+    return success("Artist deleted", videos_deleted=len(rows), files_deleted=files_deleted)
+
+
+def _remove_folder(library: Path, folder: str | None) -> bool:
+    path = inside(library, folder)
+    if path is None or not path.is_dir():
+        return False
+    try:
+        shutil.rmtree(path)
+    except OSError:
+        log.exception("the folder of a deleted artist is still there")
+        return False
+    return True
+
+
+# Pictures
+
+
+@read(router, "/{artist_id:int}/thumbnail", name="artists.artist_thumbnail")
+async def artist_thumbnail(request: Request, artist_id: int, db: DbDep, _: Reader) -> Response:
+    return await _send_thumbnail(request, db, artist_id, "medium")
+
+
+@read(router, "/{artist_id:int}/thumbnail/{size}", name="artists.artist_thumbnail_size")
+async def artist_thumbnail_size(request: Request, artist_id: int, size: str, db: DbDep, _: Reader) -> Response:
+    if size not in thumbnails.SIZES:
+        raise ApiError(400, f"Invalid size. Must be one of: {list(thumbnails.SIZES)}")
+    return await _send_thumbnail(request, db, artist_id, size)
+
+
+async def _send_thumbnail(request: Request, db: Db, artist_id: int, size: str) -> Response:
+    artist = await find_or_404(db, artists, artist_id)
+    await db.close()
+    picture = await thumbnails.send(request, artist.thumbnail_path, size)
+    return picture or await thumbnails.send_placeholder(request, artist.name_key, size)
+
+
+@router.post("/{artist_id:int}/thumbnail/upload", name="artists.upload_artist_thumbnail")
+async def upload_artist_thumbnail(request: Request, artist_id: int, db: DbDep, _: Member) -> Response:
+    await find_or_404(db, artists, artist_id)
+    await db.close()  # no connection is held while the client sends
+    content = await uploaded_file(request, "file")
+    if content is None:
+        raise ApiError(400, "No file given")
+    folder = f"thumbnails/artists/{artist_id}"
+    sizes = await off_loop(thumbnails.save, content, request.app.state.settings.data_path / folder)
+    async with db.transaction() as connection:
+        artist = await find_or_404(connection, artists, artist_id, lock=True)
+        if artist.thumbnail_path != folder:
+            changed = update(artists).where(artists.c.id == artist_id).values(thumbnail_path=folder)
+            await connection.execute(changed)
+        await audit(connection, request, "artists.thumbnail", f"artist:{artist_id}")
+    return success("Thumbnail saved", sizes=sizes)
+
+
+# Small things
+
+
+def filtered(search: str, monitored: bool | None, auto_download: bool | None) -> Select[Any]:
+    """Artists with their number of videos."""
+    found = _ARTISTS
+    if search.strip():
+        found = found.where(artists.c.name_key.contains(name_key(search), autoescape=True))
+    if monitored is not None:
+        found = found.where(artists.c.monitored.is_(monitored))
+    if auto_download is not None:
+        found = found.where(artists.c.auto_download.is_(auto_download))
+    return found
+
+
+def ordering(sort: str | None, order: str | None) -> Sequence[ColumnElement[Any]]:
+    columns = (SORTS.get(sort, artists.c.sort_name), artists.c.id)
+    return [column.desc() for column in columns] if (order or "").lower() == "desc" else columns
+
+
+def has_genre(column: ColumnElement[Any], genre: str) -> ColumnElement[bool]:
+    """Whether a JSON list of texts holds this one."""
+    return func.instr(type_coerce(column, Text), json.dumps(genre, ensure_ascii=False)) > 0
+
+
+async def _find(db: Db, artist_id: int) -> Any:
+    """The artist with its number of videos. Raises ApiError 404."""
+    row = await db.row(_ONE, {"artist_id": artist_id}) if artist_id <= MAX_INT else None
+    if row is None:
+        raise ApiError(404, "Artist not found")
+    return row
+
+
+def changes(row: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that differ from the row: saving what is there already changes nothing, not even `updated_at`."""
+    return {name: value for name, value in fields.items() if getattr(row, name) != value}
+
+
+async def _artist_fields(request: Request, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that the body sets."""
+    fields: dict[str, Any] = {}
+    limits = {"imvdb_id": 50, "bio": 10_000, "quality": 20}
+    fields |= {field: text(data, field, limit) for field, limit in limits.items() if field in data}
+    fields |= {field: bool(data[field]) for field in ("monitored", "auto_download") if field in data}
+    if "genres" in data:
+        fields["genres"] = text_list(data, "genres")
+    if "thumbnail_url" in data:
+        fields["thumbnail_url"] = web_address(data, "thumbnail_url")
+    if "folder_path" in data:
+        fields["folder_path"] = await _library_folder(request, data)
+    if "name" in data:
+        fields |= _name_fields(data)
+    return fields
+
+
+def _name_fields(data: Mapping[str, Any]) -> dict[str, str]:
+    name = text(data, "name", 255)
+    if name is None:
+        raise ApiError(400, "name is required")
+    if len(name_key(name)) > 255:
+        raise ApiError(400, "name is too long: at most 255 characters")
+    return {"name": name, "name_key": name_key(name), "sort_name": sort_name(name)}
+
+
+def web_address(data: Mapping[str, Any], field: str) -> str | None:
+    value = text(data, field, 1000)
+    if value is not None and not value.startswith(("http://", "https://")):
+        raise ApiError(400, f"{field} must be an http or https address")
+    return value
+
+
+async def _library_folder(request: Request, data: Mapping[str, Any]) -> str | None:
+    folder = text(data, "folder_path", 240)
+    if folder is not None and await off_loop(inside, request.app.state.settings.library_path, folder) is None:
+        raise ApiError(400, "folder_path must stay inside the library")
+    return folder
+
+
+async def refuse_duplicates(db: Db | AsyncConnection, fields: Mapping[str, Any], own_id: int = 0) -> None:
+    """Raises ApiError 409 with the artist that has this name or imvdb_id already."""
+    for column, message in (
+        (artists.c.name_key, "An artist with this name already exists"),
+        (artists.c.imvdb_id, "An artist with this imvdb_id already exists"),
+    ):
+        value = fields.get(column.key)
+        if value is None:
+            continue
+        same = select(artists.c.id, artists.c.name).where(column == value, artists.c.id != own_id)
+        existing = (await db.execute(same)).first()
+        if existing is not None:
+            raise ApiError(409, message, artist={"id": existing.id, "name": existing.name})
+
+
+def artist_json(row: Any) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "name": row.name,
+        "sort_name": row.sort_name,
+        "imvdb_id": row.imvdb_id,
+        "bio": row.bio,
+        "genres": row.genres,
+        "monitored": row.monitored,
+        "auto_download": row.auto_download,
+        "quality": row.quality,
+        "folder_path": row.folder_path,
+        "thumbnail_url": row.thumbnail_url,
+        "has_thumbnail": row.thumbnail_path is not None,
+        "video_count": row.video_count,
+        "created_at": row.created_at.isoformat(),
+        "updated_at": row.updated_at.isoformat(),
+    }
+
+
+def _video_summary(video: Any) -> dict[str, Any]:
+    return {
+        "id": video.id,
+        "title": video.title,
+        "status": video.status,
+        "year": video.year,
+        "duration": video.duration,
+        "quality": video.quality,
+        "file_size": video.file_size,
+        "created_at": video.created_at.isoformat(),
+    }
+
+
+def _download_summary(download: Any) -> dict[str, Any]:
+    return {
+        "id": download.id,
+        "video_id": download.video_id,
+        "status": download.status,
+        "priority": download.priority,
+        "progress": download.progress,
+        "error_message": download.error_message,
+        "created_at": download.created_at.isoformat(),
+    }

@@ -1,0 +1,78 @@
+"""What the environment says: where things are and which secret signs.
+
+DATABASE_URL, SECRET_KEY, DATA_PATH, LIBRARY_PATH, REDIS_URL, FFMPEG, BCRYPT_ROUNDS, SESSION_COOKIE_SECURE.
+"""
+
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MIN_SECRET_LENGTH = 32
+
+
+class StartupError(SystemExit):
+    """The application cannot start; the process ends with one sentence for a person and no traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Paths are absolute and exist."""
+
+    database_url: str
+    secret_key: str
+    data_path: Path
+    library_path: Path
+    redis_url: str = ""
+    ffmpeg: str = "ffmpeg"
+    bcrypt_rounds: int = 12
+    secure_cookies: bool = False  # as behind TLS
+
+    @classmethod
+    def load(cls, env: Mapping[str, str] = os.environ) -> "Settings":
+        """Raises StartupError for a folder that cannot be used, a short secret, a number that is none."""
+        data = _folder(env.get("DATA_PATH") or ROOT / "data")
+        library = _folder(env.get("LIBRARY_PATH") or ROOT / "library")
+        secret_key = env.get("SECRET_KEY") or _stored_secret(data / "secret_key")
+        if len(secret_key) < MIN_SECRET_LENGTH:
+            raise StartupError(f"SECRET_KEY is too short: at least {MIN_SECRET_LENGTH} characters")
+        try:
+            rounds = int(env.get("BCRYPT_ROUNDS") or 12)
+        except ValueError:
+            raise StartupError("BCRYPT_ROUNDS must be a whole number") from None
+        return cls(
+            database_url=env.get("DATABASE_URL") or f"sqlite:///{data / 'app.sqlite3'}",
+            secret_key=secret_key,
+            data_path=data,
+            library_path=library,
+            redis_url=env.get("REDIS_URL", ""),
+            ffmpeg=env.get("FFMPEG") or "ffmpeg",
+            bcrypt_rounds=rounds,
+            secure_cookies=env.get("SESSION_COOKIE_SECURE", "").lower() in ("1", "true", "yes"),
+        )
+
+
+def _folder(path: str | Path) -> Path:
+    folder = Path(path).resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(f"The folder {folder} cannot be used: {error.strerror}") from None
+    return folder
+
+
+def _stored_secret(path: Path) -> str:
+    """A random key, made at the first start and readable by its owner only."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    if not path.exists():
+        fresh.touch(mode=0o600, exist_ok=False)
+        fresh.write_text(secrets.token_hex(32))
+        try:
+            path.hardlink_to(fresh)  # unlike a rename, it never replaces the key of a worker that was quicker
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    return path.read_text().strip()

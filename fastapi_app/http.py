@@ -1,0 +1,300 @@
+"""What every route says in the same words: query, JSON and form in; JSON, error envelopes and HTML pages out."""
+
+import codecs
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from html import escape
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+
+from fastapi import APIRouter, Request
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from .json import decode, encode
+
+MAX_INT = 2**31 - 1
+PER_PAGE, MAX_PER_PAGE = 50, 100
+MAX_BODY = 11 * 1024 * 1024  # bytes: an upload of 10 MB and its envelope
+MAX_PARTS, MAX_FIELD = 1000, 500_000  # of a multipart form; a field in bytes
+_KEEP_QUOTED = "fastapi_app.keep_quoted"
+
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+
+class ApiError(Exception):
+    """Ends the request with `{"error": message, **payload}`."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None, **payload: Any) -> None:
+        super().__init__(message)
+        self.status, self.message, self.headers, self.payload = status, message, headers, payload
+
+    def response(self) -> Response:
+        return json_response({"error": self.message, **self.payload}, self.status, self.headers)
+
+
+def read(router: APIRouter, path: str, *, name: str) -> Callable[[Handler], Handler]:
+    """Register a handler for GET and HEAD. Only GET is documented: OpenAPI wants an id for each of them."""
+
+    def register(handler: Handler) -> Handler:
+        router.add_api_route(path, handler, methods=["GET"], name=name)
+        router.add_api_route(path, handler, methods=["HEAD"], name=name, include_in_schema=False)
+        return handler
+
+    return register
+
+
+# Out
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """`value` as `encode` writes it."""
+    return Response(encode(value), status, headers, media_type="application/json")
+
+
+def success(message: str, status: int = 200, **payload: Any) -> Response:
+    return json_response({"success": True, "message": message, **payload}, status)
+
+
+def paged(name: str, items: list[dict[str, Any]], total: int, page: int, per_page: int) -> Response:
+    return json_response(
+        {
+            name: items,
+            "count": len(items),
+            "total": total,
+            "page": page,
+            "per_page": per_page,
+            "pages": -(-total // per_page),
+        }
+    )
+
+
+_NOT_FOUND = (
+    "The requested URL was not found on the server. If you entered the URL manually please check your spelling"
+    " and try again."
+)
+_PAGES = {  # status -> name and text of the page, in Werkzeug's words
+    404: ("Not Found", _NOT_FOUND),
+    405: ("Method Not Allowed", "The method is not allowed for the requested URL."),
+    416: ("Requested Range Not Satisfiable", "The server cannot provide the requested range."),
+}
+
+
+def error_page(status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """The HTML page for 404, 405 and 416, which no route words itself."""
+    name, sentence = _PAGES[status]
+    return _page(f"<title>{status} {name}</title>\n<h1>{name}</h1>\n<p>{sentence}</p>\n", status, headers)
+
+
+def redirect(location: str, status: int = 302) -> Response:
+    """A redirect with the page that goes with it."""
+    link = escape(location).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
+    return _page(
+        "<title>Redirecting...</title>\n<h1>Redirecting...</h1>\n"
+        "<p>You should be redirected automatically to the target URL: "
+        f'<a href="{link}">{link}</a>. If not, click the link.\n',
+        status,
+        {"location": _ascii_url(location)},
+    )
+
+
+def _ascii_url(url: str) -> str:
+    scheme, host, path, query, fragment = urlsplit(url)
+    quoted = (quote(part, safe="%!#$&'()*+,/:;=?@") for part in (path, query, fragment))
+    return urlunsplit((scheme, host.lower(), *quoted))
+
+
+def _page(content: str, status: int, headers: Mapping[str, str] | None) -> Response:
+    return Response(f"<!doctype html>\n<html lang=en>\n{content}", status, headers, media_type="text/html")
+
+
+# In: the query
+
+
+def query(request: Request) -> dict[str, str]:
+    """The query's fields; of a repeated one the first counts, and bytes that are no UTF-8 stay quoted."""
+    return _fields(request.scope["query_string"])
+
+
+def _fields(urlencoded: bytes) -> dict[str, str]:
+    """Raises UnicodeDecodeError for raw bytes that are no UTF-8."""
+    first: dict[str, str] = {}
+    for name, value in parse_qsl(urlencoded.decode(), keep_blank_values=True, errors=_KEEP_QUOTED):
+        first.setdefault(name, value)
+    return first
+
+
+def _keep_quoted(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return quote(error.object[error.start : error.end], safe=""), error.end
+
+
+codecs.register_error(_KEEP_QUOTED, _keep_quoted)
+
+
+def query_flag(args: Mapping[str, str], name: str) -> bool | None:
+    """A yes or no in the query; None when absent or empty."""
+    value = args.get(name, "")
+    return value.lower() in ("true", "1", "yes", "on") if value else None
+
+
+def query_int(args: Mapping[str, str], name: str) -> int | None:
+    """A whole number in the query, held within 0 and MAX_INT; anything else counts as absent."""
+    try:
+        return min(max(int(args[name]), 0), MAX_INT)
+    except (KeyError, ValueError):
+        return None
+
+
+def page_args(args: Mapping[str, str]) -> tuple[int, int]:
+    """`page` and `per_page`, held within their limits. Raises ApiError 400 when they are no numbers."""
+    try:
+        page, per_page = int(args.get("page", 1)), int(args.get("per_page", PER_PAGE))
+    except ValueError:
+        raise ApiError(400, "page and per_page must be numbers") from None
+    return min(max(page, 1), MAX_INT), min(max(per_page, 1), MAX_PER_PAGE)
+
+
+# In: the body
+
+
+def mime_type(request: Request) -> str:
+    """The content type without parameters, in lower case."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def is_json(request: Request) -> bool:
+    kind = mime_type(request)
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body. Raises ApiError 413 above MAX_BODY, and 400 when the client leaves before its end."""
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > MAX_BODY:
+        raise _too_large()
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise _too_large()
+    except ClientDisconnect:
+        raise ApiError(400, "Bad request") from None
+    return bytes(body)
+
+
+def _too_large() -> ApiError:
+    return ApiError(413, "The request is too large")
+
+
+async def form_fields(request: Request) -> dict[str, str]:
+    """The text fields of a form, URL-encoded or multipart; of a repeated one the first counts."""
+    if mime_type(request) == "application/x-www-form-urlencoded":
+        return _fields(await read_body(request))
+    first: dict[str, str] = {}
+    async with _multipart(request) as form:
+        for name, value in form.multi_items():
+            if isinstance(value, str):
+                first.setdefault(name, value)
+    return first
+
+
+async def uploaded_file(request: Request, field: str) -> bytes | None:
+    """The content of a multipart form's file; None when there is none or it has no name. Raises ApiError 413."""
+    async with _multipart(request) as form:
+        files = [value for value in form.getlist(field) if isinstance(value, UploadFile)]
+        return await files[0].read() if files and files[0].filename else None
+
+
+@asynccontextmanager
+async def _multipart(request: Request) -> AsyncIterator[FormData]:
+    """The parts of a multipart body; none of one that is damaged or something else."""
+
+    async def body() -> AsyncGenerator[bytes, None]:
+        yield await read_body(request)
+
+    parser = MultiPartParser(
+        request.headers, body(), max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=MAX_FIELD
+    )
+    try:
+        form = await parser.parse() if mime_type(request) == "multipart/form-data" else FormData()
+    except MultiPartException:
+        form = FormData()
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+async def json_body(request: Request) -> dict[str, Any]:
+    """The request's JSON object, which must not be empty. Raises ApiError 400 or 415."""
+    if not is_json(request):
+        raise ApiError(415, "Content-Type must be application/json")
+    try:
+        data = decode(await read_body(request))
+    except (ValueError, RecursionError):
+        raise ApiError(400, "Malformed JSON") from None
+    if not isinstance(data, dict):
+        raise ApiError(400, "A JSON object is expected")
+    if not data:
+        raise ApiError(400, "No data given")
+    return data
+
+
+def text(data: Mapping[str, Any], field: str, limit: int) -> str | None:
+    """A field as text: numbers become their digits, white space at both ends goes, nothing left is None."""
+    value = data.get(field)
+    if value is None:
+        return None
+    if isinstance(value, dict | list):
+        raise ApiError(400, f"{field} must be text")
+    value = str(value).strip()
+    if len(value) > limit:
+        raise ApiError(400, f"{field} is too long: at most {limit} characters")
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        raise ApiError(400, f"{field} is not valid text")
+    return value or None
+
+
+def number(data: Mapping[str, Any], field: str, low: int = 0, high: int = MAX_INT) -> int | None:
+    """A field as a whole number; digits in a string will do."""
+    value = data.get(field)
+    if value is None:
+        return None
+    try:
+        value = int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ApiError(400, f"{field} must be a number") from None
+    if not low <= value <= high:
+        raise ApiError(400, f"{field} must be between {low} and {high}")
+    return value
+
+
+def text_list(data: Mapping[str, Any], field: str, limit: int = 100) -> list[str]:
+    """A field as a list of texts without blanks and repetitions."""
+    values = data.get(field)
+    if values is None:
+        return []
+    if not isinstance(values, list):
+        raise ApiError(400, f"{field} must be a list")
+    if len(values) > limit:
+        raise ApiError(400, f"{field} has too many items: at most {limit}")
+    items = [text({field: value}, field, limit=100) for value in values]
+    return list(dict.fromkeys(item for item in items if item))
+
+
+def id_list(data: Mapping[str, Any], field: str) -> list[int]:
+    """A field as a list of different row ids."""
+    values = data.get(field)
+    if not isinstance(values, list):
+        raise ApiError(400, f"{field} must be a list")
+    if not values:
+        raise ApiError(400, f"{field} is empty")
+    if len(values) > 1000:
+        raise ApiError(400, f"{field} has too many items: at most 1000")
+    return list(dict.fromkeys(number({field: value}, field) or 0 for value in values))

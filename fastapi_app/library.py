@@ -1,0 +1,113 @@
+"""Statistics of the library, and videos by genre."""
+
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from sqlalchemy import func, select
+from starlette.responses import Response
+
+from .artists import has_genre
+from .db import DbDep
+from .files import off_loop
+from .http import json_response, read
+from .identity import Reader
+from .models import VIDEO_STATUSES, artists, videos
+
+router = APIRouter(prefix="/api")
+
+NEWEST = 5
+
+_BY_STATUS = select(videos.c.status, func.count().label("number")).group_by(videos.c.status)
+_SUMS = select(func.count(videos.c.file_path), func.sum(videos.c.file_size), func.sum(videos.c.duration))
+_ARTISTS = select(func.count(artists.c.id))
+_MONITORED = _ARTISTS.where(artists.c.monitored)
+_SHORT = select(
+    videos.c.id,
+    videos.c.title,
+    videos.c.artist_id,
+    artists.c.name.label("artist_name"),
+    videos.c.status,
+    videos.c.year,
+    videos.c.created_at,
+).join_from(videos, artists)
+_NEWEST = _SHORT.order_by(videos.c.created_at.desc(), videos.c.id.desc()).limit(NEWEST)
+_BY_TITLE = _SHORT.order_by(func.lower(videos.c.title), videos.c.id)
+
+
+@read(router, "/library/stats", name="library.library_stats")
+async def library_stats(request: Request, db: DbDep, _: Reader) -> Response:
+    by_status = {row.status: row.number for row in await db.execute(_BY_STATUS)}
+    files, size, duration = (await db.execute(_SUMS)).one()
+    size = int(size or 0)
+    newest = [_video_row(row) for row in await db.execute(_NEWEST)]
+    number_of = {"total": await db.scalar(_ARTISTS), "monitored": await db.scalar(_MONITORED)}
+    await db.close()
+    root = request.app.state.settings.library_path
+    return json_response(
+        {
+            "artists": number_of,
+            "videos": {
+                "total": sum(by_status.values()),
+                "by_status": {status: by_status.get(status, 0) for status in VIDEO_STATUSES},
+                "with_file": files,
+                "total_duration": int(duration or 0),
+            },
+            "storage": {
+                "total_bytes": size,
+                "average_bytes": round(size / files, 2) if files else 0.0,
+                "on_disk": await off_loop(files_on_disk, root),
+            },
+            "disk": await off_loop(disk, root),
+            "newest": newest,
+        }
+    )
+
+
+def files_on_disk(root: Path) -> dict[str, int]:
+    """Number of files and their bytes. Blocks: it walks the whole library."""
+    files = size = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            try:
+                size += os.stat(os.path.join(folder, name)).st_size  # noqa: PTH116, PTH118  # a Path for each doubles it
+            except OSError:
+                continue  # it has just gone, or it is a broken link
+            files += 1
+    return {"files": files, "bytes": size}
+
+
+def disk(root: Path) -> dict[str, int]:
+    try:
+        usage = shutil.disk_usage(root)
+    except OSError:
+        return {"total": 0, "used": 0, "free": 0}
+    return usage._asdict()
+
+
+@read(router, "/genres", name="library.list_genres")
+async def list_genres(db: DbDep, _: Reader) -> Response:
+    in_videos: Counter[str] = Counter()
+    in_artists: Counter[str] = Counter()
+    for table, counter in ((videos, in_videos), (artists, in_artists)):
+        for genres, number in await db.execute(select(table.c.genres, func.count()).group_by(table.c.genres)):
+            for genre in genres:
+                counter[genre] += number
+    names = sorted(in_videos.keys() | in_artists.keys(), key=lambda name: (name.casefold(), name))
+    genres = [{"name": name, "videos": in_videos[name], "artists": in_artists[name]} for name in names]
+    return json_response({"genres": genres, "count": len(genres)})
+
+
+@read(router, "/genres/{genre}/videos", name="library.videos_by_genre")
+async def videos_by_genre(genre: str, db: DbDep, _: Reader) -> Response:
+    rows = await db.execute(_BY_TITLE.where(has_genre(videos.c.genres, genre)))
+    shown = [_video_row(row) for row in rows]
+    return json_response({"genre": genre, "videos": shown, "count": len(shown)})
+
+
+def _video_row(row: Any) -> dict[str, Any]:
+    """A short form; `created_at` comes out like an HTTP date."""
+    return dict(row._mapping)  # noqa: SLF001  # public, in spite of its name

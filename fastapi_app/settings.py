@@ -1,0 +1,86 @@
+"""Settings: texts in the database. Secrets are written, never shown."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.responses import Response
+
+from .audit import audit
+from .db import DbDep
+from .http import ApiError, json_body, json_response, read
+from .identity import Admin
+from .models import settings
+
+router = APIRouter(prefix="/api/settings")
+
+MASK = "********"
+MAX_KEY, MAX_VALUE = 100, 10_000
+
+_ALL = select(settings).order_by(settings.c.key)
+_ONE = select(settings).where(settings.c.key == bindparam("name"))
+_ONE_LOCKED = _ONE.with_for_update()
+
+
+@read(router, "/", name="settings.get_settings")
+async def get_settings(db: DbDep, _: Admin) -> Response:
+    found = {row.key: _setting_json(row) for row in await db.execute(_ALL)}
+    return json_response({"settings": found, "count": len(found)})
+
+
+@router.put("/bulk", name="settings.put_bulk")
+async def put_bulk(request: Request, db: DbDep, _: Admin) -> Response:
+    """The body is a map of keys to values: all are stored, or none."""
+    data = await json_body(request)
+    async with db.transaction() as connection:
+        for key in sorted(data):
+            await _store(connection, key, data[key])
+        await audit(connection, request, "settings.put_bulk", keys=sorted(data))
+    return json_response({"message": "Settings updated", "updated": sorted(data), "count": len(data)})
+
+
+@read(router, "/{key}", name="settings.get_setting")
+async def get_setting(key: str, db: DbDep, _: Admin) -> Response:
+    row = await db.row(_ONE, {"name": key})
+    if row is None:
+        raise ApiError(404, "Setting not found")
+    return json_response({"key": row.key} | _setting_json(row))
+
+
+@router.put("/{key}", name="settings.put_setting")
+async def put_setting(request: Request, key: str, db: DbDep, _: Admin) -> Response:
+    data = await json_body(request)
+    if "value" not in data:
+        raise ApiError(400, "value is required")
+    async with db.transaction() as connection:
+        await _store(connection, key, data["value"])
+        await audit(connection, request, "settings.put", f"setting:{key}")
+        row = (await connection.execute(_ONE, {"name": key})).one()
+    return json_response({"key": row.key} | _setting_json(row))
+
+
+async def _store(connection: AsyncConnection, key: str, value: object) -> None:
+    if not key.strip() or len(key) > MAX_KEY:
+        raise ApiError(400, "A key has 1 to 100 characters")
+    if isinstance(value, dict | list):
+        raise ApiError(400, "A value is a text, a number, true, false or null")
+    value = str(value)
+    if len(value) > MAX_VALUE:
+        raise ApiError(400, "A value has at most 10000 characters")
+    if any("\ud800" <= char <= "\udfff" for char in key + value):
+        raise ApiError(400, "The setting is not valid text")
+    row = (await connection.execute(_ONE_LOCKED, {"name": key})).first()
+    if row is None:
+        await connection.execute(insert(settings).values(key=key, value=value))
+    elif value not in (row.value, MASK if row.is_secret else row.value):  # a form may send back what it was shown
+        await connection.execute(update(settings).where(settings.c.key == key).values(value=value))
+
+
+def _setting_json(row: Any) -> dict[str, Any]:
+    return {
+        "value": MASK if row.is_secret and row.value else row.value,
+        "description": row.description,
+        "is_secret": row.is_secret,
+        "updated_at": row.updated_at.isoformat(),
+    }

@@ -1,0 +1,368 @@
+"""Videos: the list, the search, the changes, the picture and the stream."""
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from sqlalchemy import ColumnElement, Select, bindparam, delete, func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.responses import Response
+
+from . import thumbnails
+from .artists import changes, has_genre, web_address
+from .audit import audit
+from .convert import converted
+from .db import Db, DbDep, find_or_404
+from .files import existing_file, move, off_loop, rename_new, safe_name
+from .http import (
+    MAX_INT,
+    ApiError,
+    id_list,
+    json_body,
+    json_response,
+    number,
+    query,
+    query_flag,
+    query_int,
+    read,
+    success,
+    text,
+    text_list,
+)
+from .identity import Manager, Member, Reader
+from .models import VIDEO_STATUSES, artists, name_key, videos
+from .sending import Stream, send_file
+
+router = APIRouter(prefix="/api/videos")
+log = logging.getLogger("fastapi_app")
+
+T = TypeVar("T")
+
+SORTS: dict[str | None, ColumnElement[Any]] = {
+    "title": func.lower(videos.c.title),
+    "artist": artists.c.sort_name,
+    "year": videos.c.year,
+    "status": videos.c.status,
+    "created_at": videos.c.created_at,
+}
+DIRECT_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm"}  # browsers play these as they are
+
+_VIDEOS = select(videos, artists.c.name.label("artist_name")).join_from(videos, artists)
+_ONE = _VIDEOS.where(videos.c.id == bindparam("video_id"))
+
+
+# Reading
+
+
+@read(router, "/", name="videos.list_videos")
+async def list_videos(request: Request, db: DbDep, _: Reader) -> Response:
+    """All of them, unless `limit` says otherwise."""
+    args = query(request)
+    found = _VIDEOS
+    if status := args.get("status"):
+        found = found.where(videos.c.status == status)
+    if (artist_id := query_int(args, "artist_id")) is not None:
+        found = found.where(videos.c.artist_id == artist_id)
+    return json_response(await _page_of_videos(db, found, args, limit=query_int(args, "limit")))
+
+
+@read(router, "/search", name="videos.search_videos")
+async def search_videos(request: Request, db: DbDep, _: Reader) -> Response:
+    args = query(request)
+    asked = {
+        "q": args.get("q", "").strip() or None,
+        "artist": args.get("artist", "").strip() or None,
+        "artist_id": query_int(args, "artist_id"),
+        "status": args.get("status") or None,
+        "quality": args.get("quality") or None,
+        "genre": args.get("genre") or None,
+        "year": query_int(args, "year"),
+        "year_from": query_int(args, "year_from"),
+        "year_to": query_int(args, "year_to"),
+        "duration_min": query_int(args, "duration_min"),
+        "duration_max": query_int(args, "duration_max"),
+        "has_file": query_flag(args, "has_file"),
+    }
+    filters = {name: value for name, value in asked.items() if value is not None}
+    found = _VIDEOS.where(*(CONDITIONS[name](value) for name, value in filters.items()))
+    limit = query_int(args, "limit")
+    page = await _page_of_videos(db, found, args, limit=100 if limit is None else limit)
+    return json_response(page | {"filters": filters})
+
+
+CONDITIONS: dict[str, Callable[[Any], ColumnElement[bool]]] = {
+    "q": lambda value: videos.c.title.icontains(value, autoescape=True),
+    "artist": lambda value: artists.c.name_key.contains(name_key(value), autoescape=True),
+    "artist_id": lambda value: videos.c.artist_id == value,
+    "status": lambda value: videos.c.status == value,
+    "quality": lambda value: videos.c.quality == value,
+    "genre": lambda value: has_genre(videos.c.genres, value),
+    "year": lambda value: videos.c.year == value,
+    "year_from": lambda value: videos.c.year >= value,
+    "year_to": lambda value: videos.c.year <= value,
+    "duration_min": lambda value: videos.c.duration >= value,
+    "duration_max": lambda value: videos.c.duration <= value,
+    "has_file": lambda value: videos.c.file_path.is_not(None) if value else videos.c.file_path.is_(None),
+}
+
+
+async def _page_of_videos(db: Db, found: Select[Any], args: Mapping[str, str], limit: int | None) -> dict[str, Any]:
+    offset = query_int(args, "offset") or 0
+    total = await db.scalar(found.with_only_columns(func.count(videos.c.id), maintain_column_froms=True))
+    rows = await db.execute(found.order_by(*_ordering(args)).offset(offset).limit(limit))
+    shown = [video_json(row) for row in rows]
+    return {"videos": shown, "count": len(shown), "total": total, "offset": offset, "limit": limit}
+
+
+def _ordering(args: Mapping[str, str]) -> Sequence[ColumnElement[Any]]:
+    """The newest first, unless asked otherwise."""
+    sort, order = args.get("sort"), args.get("order", "").lower()
+    column = SORTS.get(sort, videos.c.created_at)
+    descending = order == "desc" or (order != "asc" and sort not in SORTS)
+    return [column.desc(), videos.c.id.desc()] if descending else [column, videos.c.id]
+
+
+@read(router, "/{video_id:int}", name="videos.get_video")
+async def get_video(video_id: int, db: DbDep, _: Reader) -> Response:
+    row = await db.row(_ONE, {"video_id": video_id}) if video_id <= MAX_INT else None
+    if row is None:
+        raise ApiError(404, "Video not found")
+    return json_response(video_json(row))
+
+
+# Changing
+
+
+@router.put("/{video_id:int}", name="videos.update_video")
+async def update_video(request: Request, video_id: int, db: DbDep, _: Member) -> Response:
+    """With `rename_file` the file takes the name that artist and title give it."""
+    data = await json_body(request)
+    fields = _video_fields(data)
+    rename = bool(data.get("rename_file"))
+    if not fields and not rename:
+        raise ApiError(400, "No known field given")
+    moved: tuple[Path, Path] | None = None
+    try:
+        async with db.transaction() as connection:
+            await _save(connection, video_id, fields)
+            if rename:
+                moved = await _rename_file(connection, request, video_id)
+            detail = {"fields": sorted(fields), "file_moved": bool(moved)}
+            await audit(connection, request, "videos.update", f"video:{video_id}", **detail)
+            answer = video_json((await connection.execute(_ONE, {"video_id": video_id})).one())
+    except IntegrityError:
+        await refuse_duplicates(db, fields, video_id)
+        raise
+    except BaseException:
+        if moved:
+            rename_new(moved[1], moved[0])
+        raise
+    return json_response(answer | {"file_moved": bool(moved)})
+
+
+async def _save(connection: AsyncConnection, video_id: int, fields: Mapping[str, Any]) -> None:
+    video = await find_or_404(connection, videos, video_id, lock=True)
+    await refuse_duplicates(connection, fields, video_id)
+    if "artist_id" in fields:
+        artist = select(artists.c.id).where(artists.c.id == fields["artist_id"])
+        if (await connection.execute(artist)).first() is None:
+            raise ApiError(400, "No such artist")
+    if changed := changes(video, fields):
+        await connection.execute(update(videos).where(videos.c.id == video_id).values(changed))
+
+
+async def _rename_file(connection: AsyncConnection, request: Request, video_id: int) -> tuple[Path, Path] | None:
+    """Old and new path, or None when the file has its proper name already. Raises ApiError 409 or 500."""
+    library: Path = request.app.state.settings.library_path
+    statement = _ONE.add_columns(artists.c.folder_path)
+    video = (await connection.execute(statement, {"video_id": video_id})).one()
+    source = await off_loop(existing_file, library, video.file_path)
+    if source is None:
+        raise ApiError(409, "The video has no file to rename")
+    folder = library / (video.folder_path or safe_name(video.artist_name))
+    name = safe_name(f"{video.artist_name} - {video.title}")
+    try:
+        target = await off_loop(move, source, folder / f"{name}{source.suffix}")
+    except OSError:
+        log.exception("a file could not be renamed")
+        raise ApiError(500, "The file could not be renamed") from None
+    file_path = target.relative_to(library).as_posix()
+    if file_path != video.file_path:
+        await connection.execute(update(videos).where(videos.c.id == video_id).values(file_path=file_path))
+    return (source, target) if target != source else None
+
+
+@router.delete("/{video_id:int}", name="videos.delete_video")
+async def delete_video(request: Request, video_id: int, db: DbDep, _: Manager) -> Response:
+    """The row. The file stays, unless `delete_file=true`."""
+    config = request.app.state.settings
+    async with db.transaction() as connection:
+        video = await find_or_404(connection, videos, video_id, lock=True)
+        await connection.execute(delete(videos).where(videos.c.id == video_id))
+        detail = {"title": video.title, "file_path": video.file_path}
+        await audit(connection, request, "videos.delete", f"video:{video_id}", **detail)
+    await off_loop(thumbnails.remove, config.data_path, [video.thumbnail_path])
+    wanted = query_flag(query(request), "delete_file")
+    file_deleted = bool(wanted) and await off_loop(_remove_file, config.library_path, video.file_path)
+    return success("Video deleted", file_deleted=file_deleted)
+
+
+def _remove_file(library: Path, file_path: str | None) -> bool:
+    path = existing_file(library, file_path)
+    if path is None:
+        return False
+    try:
+        path.unlink()
+    except OSError:
+        log.exception("the file of a deleted video is still there")
+        return False
+    return True
+
+
+@router.put("/{video_id:int}/status", name="videos.set_status")
+async def set_status(request: Request, video_id: int, db: DbDep, _: Member) -> Response:
+    status = _status_field(await json_body(request))
+    async with db.transaction() as connection:
+        video = await find_or_404(connection, videos, video_id, lock=True)
+        await audit(connection, request, "videos.set_status", f"video:{video_id}", before=video.status, after=status)
+        if status != video.status:
+            await connection.execute(update(videos).where(videos.c.id == video_id).values(status=status))
+        answer = video_json((await connection.execute(_ONE, {"video_id": video_id})).one())
+    return success("Status updated", video=answer)
+
+
+@router.put("/bulk/status", name="videos.bulk_status")
+async def bulk_status(request: Request, db: DbDep, _: Member) -> Response:
+    data = await json_body(request)
+    ids, status = id_list(data, "video_ids"), _status_field(data)
+    async with db.transaction() as connection:
+        wanted = select(videos.c.id).where(videos.c.id.in_(ids)).with_for_update()
+        found = sorted((await connection.execute(wanted)).scalars())
+        await connection.execute(update(videos).where(videos.c.id.in_(found)).values(status=status))
+        await audit(connection, request, "videos.bulk_status", video_ids=found, after=status)
+    there = set(found)
+    missing = [video_id for video_id in ids if video_id not in there]
+    return success(f"Status of {len(found)} videos updated", updated=len(found), not_found=missing)
+
+
+@router.post("/bulk/delete", name="videos.bulk_delete_videos")
+async def bulk_delete_videos(request: Request, db: DbDep, _: Manager) -> Response:
+    """Rows only, never files."""
+    ids = id_list(await json_body(request), "video_ids")
+    async with db.transaction() as connection:
+        wanted = select(videos.c.id, videos.c.thumbnail_path).where(videos.c.id.in_(ids)).with_for_update()
+        pictures = {row.id: row.thumbnail_path for row in await connection.execute(wanted)}
+        deleted = [video_id for video_id in ids if video_id in pictures]
+        await connection.execute(delete(videos).where(videos.c.id.in_(deleted)))
+        await audit(connection, request, "videos.bulk_delete", video_ids=deleted)
+    await off_loop(thumbnails.remove, request.app.state.settings.data_path, list(pictures.values()))
+    failed = [{"id": video_id, "error": "Video not found"} for video_id in ids if video_id not in pictures]
+    message = f"{len(deleted)} of {len(ids)} videos deleted"
+    body = {"message": message, "count": len(deleted), "deleted": deleted, "failed": failed}
+    return json_response(body, 207 if failed else 200)
+
+
+# Files
+
+
+@read(router, "/{video_id:int}/thumbnail", name="videos.video_thumbnail")
+async def video_thumbnail(request: Request, video_id: int, db: DbDep, _: Reader) -> Response:
+    video = await find_or_404(db, videos, video_id)
+    await db.close()
+    picture = await thumbnails.send(request, video.thumbnail_path, "medium")
+    if picture is None:
+        raise ApiError(404, "Thumbnail not found")
+    return picture
+
+
+@read(router, "/{video_id:int}/stream", name="videos.stream_video")
+async def stream_video(request: Request, video_id: int, db: DbDep, _: Reader) -> Response:
+    """The file itself when browsers can play it, else a live conversion to fragmented mp4."""
+    video = await find_or_404(db, videos, video_id)
+    await db.close()
+    config = request.app.state.settings
+    path = await off_loop(existing_file, config.library_path, video.file_path)
+    if path is None:
+        raise ApiError(404, "Video file not found")
+    media_type = DIRECT_TYPES.get(path.suffix.lower())
+    if media_type:
+        several = "," in request.headers.get("range", "")  # then the whole file, as RFC 9110 allows
+        return await send_file(request, path, media_type, ranges=not several)
+    ffmpeg = await off_loop(shutil.which, config.ffmpeg)
+    if ffmpeg is None:
+        raise ApiError(503, "This format cannot be played: ffmpeg is not installed")
+    return Stream(converted(ffmpeg, path), 200, {"accept-ranges": "none", "content-type": "video/mp4"})
+
+
+# Small things
+
+
+def _status_field(data: Mapping[str, Any]) -> str:
+    status = (text(data, "status", 100) or "").upper()
+    if status not in VIDEO_STATUSES:
+        raise ApiError(400, f"Invalid status. Must be one of: {', '.join(VIDEO_STATUSES)}")
+    return status
+
+
+def _video_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that the body sets."""
+    fields: dict[str, Any] = {}
+    limits = {"youtube_id": 20, "imvdb_id": 50, "description": 10_000, "quality": 20}
+    fields |= {field: text(data, field, limit) for field, limit in limits.items() if field in data}
+    fields |= {field: web_address(data, field) for field in ("url", "thumbnail_url") if field in data}
+    fields |= {field: text_list(data, field) for field in ("genres", "directors") if field in data}
+    limits = {"year": 9999, "duration": 10_000_000}
+    fields |= {field: number(data, field, high=high) for field, high in limits.items() if field in data}
+    if "title" in data:
+        fields["title"] = _required(text(data, "title", 500), "title")
+    if "artist_id" in data:
+        fields["artist_id"] = _required(number(data, "artist_id"), "artist_id")
+    return fields
+
+
+def _required(value: T | None, field: str) -> T:
+    if value is None:
+        raise ApiError(400, f"{field} is required")
+    return value
+
+
+async def refuse_duplicates(db: Db | AsyncConnection, fields: Mapping[str, Any], own_id: int) -> None:
+    """Raises ApiError 409 with the video that has this youtube_id or imvdb_id already."""
+    for column in (videos.c.youtube_id, videos.c.imvdb_id):
+        value = fields.get(column.key)
+        if value is None:
+            continue
+        same = select(videos.c.id, videos.c.title).where(column == value, videos.c.id != own_id)
+        existing = (await db.execute(same)).first()
+        if existing is not None:
+            message = f"A video with this {column.key} already exists"
+            raise ApiError(409, message, video={"id": existing.id, "title": existing.title})
+
+
+def video_json(row: Any) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "artist_id": row.artist_id,
+        "artist_name": row.artist_name,
+        "title": row.title,
+        "status": row.status,
+        "youtube_id": row.youtube_id,
+        "imvdb_id": row.imvdb_id,
+        "url": row.url,
+        "description": row.description,
+        "directors": row.directors,
+        "genres": row.genres,
+        "year": row.year,
+        "duration": row.duration,
+        "quality": row.quality,
+        "file_path": row.file_path,
+        "file_size": row.file_size,
+        "thumbnail_url": row.thumbnail_url,
+        "has_thumbnail": row.thumbnail_path is not None,
+        "created_at": row.created_at.isoformat(),
+        "updated_at": row.updated_at.isoformat(),
+    }
