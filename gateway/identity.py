@@ -75,8 +75,8 @@ _LEEWAY_S = 5  # for clocks that run behind ours; an expired token is expired
 class Identity:
     """Who asks in one request. Nothing is verified before somebody wants to know."""
 
-    __slots__ = ("_subject", "_subject_of", "api_key", "authorization", "bearers", "cookie", "forged", "fresh_cookie",
-                 "scope", "session")  # fmt: skip
+    __slots__ = ("_subject", "_subject_of", "api_key", "authorization", "bearers", "blank", "cookie", "forged",
+                 "fresh_cookie", "scope", "session")  # fmt: skip
 
     def __init__(self, scope: Scope, wanted: frozenset[bytes], subject_of: "Callable[[Identity], str]") -> None:
         self.scope = scope
@@ -91,6 +91,7 @@ class Identity:
                 self.authorization = value if self.authorization is None else self.authorization + b", " + value
             else:
                 self.api_key = value
+        self.blank = not self.cookie and self.authorization is None
         self.session: Claims | None = _UNREAD
         self.bearers: tuple[Claims | None, Claims | None] | None = None  # Authorization, token cookie
         self.forged: Claims | None = None  # whom the session shown to legacy names, when it is ours
@@ -129,7 +130,7 @@ class IdentityBridge:
 
     async def present(self, scope: Scope, identity: Identity, backend: Backend) -> Scope:
         """A copy of `scope` with the credential that `backend` understands; the same scope when nothing is to do."""
-        if self._exchange is None:
+        if self._exchange is None or identity.blank:
             return scope
         show = self._exchange.to_fastapi if backend is Backend.FASTAPI else self._exchange.to_legacy
         return await show(scope, identity)
@@ -143,7 +144,7 @@ class IdentityBridge:
             return headers
         if backend is Backend.FASTAPI:
             return await self._exchange.after_fastapi(identity, status, headers)
-        return await self._exchange.after_legacy(identity, headers)
+        return headers if identity.blank else await self._exchange.after_legacy(identity, headers)
 
     def _subject(self, identity: Identity) -> str:
         if self._exchange is not None:
@@ -256,7 +257,7 @@ class _Exchange:
     # --- what the other side is shown
 
     async def to_fastapi(self, scope: Scope, identity: Identity) -> Scope:
-        if not identity.cookie or identity.authorization is not None or any(self.bearers(identity)):
+        if identity.authorization is not None or any(self.bearers(identity)):
             return scope
         claims = await self.session(identity)
         if claims is None or _from_another_site(scope):
@@ -302,7 +303,7 @@ class _Exchange:
         """Sign-in and sign-out on the port reach Flask's session; otherwise Flask's session slides as it always did."""
         answered = _set_cookies(headers)
         name = self._sessions.cookie_name
-        if (not answered and not identity.cookie) or any(cookie.name == name for cookie in answered):
+        if (not answered and identity.blank) or any(cookie.name == name for cookie in answered):
             return headers
         session = await self.session(identity)
         issued = [cookie for cookie in answered if cookie.name == self._token_cookie and status < 400]
@@ -415,7 +416,6 @@ class _Sessions:
         """Sign out."""
         session, _ = self._load(scope, cookie)
         session.clear()
-        session.modified = True
         return self._save(session, vary)
 
     def refresh(self, scope: Scope, cookie: bytes, vary: str) -> "Saved | None":

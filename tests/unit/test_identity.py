@@ -121,7 +121,7 @@ def legacy_app(**config: Any) -> Flask:
     return app
 
 
-def port_app(identity: IdentitySettings = IDENTITY) -> FastAPI:
+def port_app() -> FastAPI:
     app = FastAPI()
 
     @app.get("/me")
@@ -130,7 +130,7 @@ def port_app(identity: IdentitySettings = IDENTITY) -> FastAPI:
         if scheme.lower() != "bearer":
             token = request.cookies.get("access_token", "")
         try:
-            claims = jwt.decode(token, KEY, ["HS256"], issuer=identity.issuer, audience=identity.audience)
+            claims = jwt.decode(token, KEY, ["HS256"], issuer="music", audience="music-api")
         except jwt.PyJWTError:
             return JSONResponse({"user": None}, 401)
         return {"user": claims["sub"], "sid": claims["sid"]}
@@ -155,11 +155,14 @@ def token_of(user: int | str, key: str | bytes = KEY, typ: str | None = "at+jwt"
     return jwt.encode(payload, key, "HS256", {"typ": typ})
 
 
+PORT = port_app()
+
+
 class Browser:
     """Keeps cookies and goes through the bridge, to the side it is told to."""
 
     def __init__(self, legacy: Flask, identity: IdentitySettings = IDENTITY, scheme: str = "http") -> None:
-        self.legacy, self.port, self.scheme = legacy, port_app(identity), scheme
+        self.legacy, self.scheme = legacy, scheme
         self.bridge = IdentityBridge(legacy, Settings(identity=identity), OWN)
         self.jar: dict[str, str] = {}
         self.answered: list[Header] = []
@@ -177,7 +180,7 @@ class Browser:
             got = await asyncio.to_thread(client.open, path, method=method, headers=sent)
             status, answered, body = got.status_code, list(got.headers), got.get_data()
         else:
-            answer = await ask(self.port, method, path, sent[1:])
+            answer = await ask(PORT, method, path, sent[1:])
             status, answered, body = answer.status, answer.headers, answer.body
         raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in answered]
         out = await self.bridge.reconcile(who, side, status, raw)
@@ -547,6 +550,13 @@ async def test_a_bearer_of_one_and_a_token_cookie_of_another_forge_nothing(brows
     assert scope is await browser.bridge.present(scope, await browser.bridge.identify(scope), Backend.LEGACY)
 
 
+async def test_a_junk_bearer_is_not_made_good_by_a_token_cookie(browser: Browser) -> None:
+    headers = [("authorization", "Bearer junk"), ("cookie", f"access_token={token_of(7)}")]
+    assert (await browser.get(Backend.LEGACY, "/me", *headers))["user"] is None
+    headers[0] = ("authorization", "Basic dTpw")
+    assert 7 == (await browser.get(Backend.LEGACY, "/me", *headers))["user"]
+
+
 async def test_the_clients_own_authorization_is_left_alone(browser: Browser) -> None:
     await browser.get(Backend.LEGACY, "/login/7")
     for value in ("Basic dTpw", "Bearer junk", "", f"Bearer {token_of(7)}"):
@@ -752,8 +762,12 @@ async def test_a_foreign_key_id_is_refused_when_one_is_configured() -> None:
 
 
 class BrokenSessions(FileSessions):
+    down = True
+
     def open_session(self, app: Flask, request: Any) -> StoredSession:
-        raise ConnectionError("the store is down")
+        if self.down:
+            raise ConnectionError("the store is down")
+        return super().open_session(app, request)
 
 
 async def test_a_store_that_is_down_leaves_everybody_anonymous_and_is_reported_once(
@@ -773,6 +787,41 @@ async def test_a_store_that_is_down_leaves_everybody_anonymous_and_is_reported_o
     assert ["begin: ConnectionError", "forge: ConnectionError", "read: ConnectionError"] == sorted(kinds)
 
 
+async def test_a_store_that_fails_during_a_request_leaks_nothing_and_signs_nobody_out(tmp_path: Path) -> None:
+    app = legacy_app()
+    app.session_interface = store = BrokenSessions(tmp_path)
+    store.down = False
+    bridge = IdentityBridge(app, SETTINGS, OWN)
+    scope = http_scope("GET", "/me", [("cookie", f"access_token={token_of(7)}")])
+    who = await bridge.identify(scope)
+    presented = await bridge.present(scope, who, Backend.LEGACY)
+    store.down = True
+    headers = [(b"set-cookie", dict(presented["headers"])[b"cookie"].partition(b";")[0]), (b"x", b"y")]
+    assert [(b"x", b"y")] == await bridge.reconcile(who, Backend.LEGACY, 200, headers)
+
+
+class StubbornSessions(FileSessions):
+    """Opens nothing, or saves nothing."""
+
+    def __init__(self, opens: StoredSession | None) -> None:
+        self.opens = opens
+
+    def open_session(self, app: Flask, request: Any) -> Any:
+        return self.opens
+
+    def save_session(self, app: Flask, session: Any, response: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("opens", [None, StoredSession()])
+async def test_sessions_that_cannot_be_made_are_not_forged(opens: StoredSession | None) -> None:
+    app = legacy_app()
+    app.session_interface = StubbornSessions(opens)
+    bridge = IdentityBridge(app, SETTINGS, OWN)
+    scope = http_scope("GET", "/me", [("authorization", f"Bearer {token_of(7)}")])
+    assert scope is await bridge.present(scope, await bridge.identify(scope), Backend.LEGACY)
+
+
 async def test_a_store_that_hangs_costs_a_bounded_wait_and_then_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -784,6 +833,7 @@ async def test_a_store_that_hangs_costs_a_bounded_wait_and_then_none(
     started = time.perf_counter()
     everybody = await asyncio.gather(*(bridge.identify(scope) for _ in range(400)))
     assert time.perf_counter() - started < 1.5
+    assert await asyncio.wait_for(bridge.identify(scope), 0.1)
     assert all(who.subject.startswith("anon:") for who in everybody)
     assert (8, False) == (len(store.threads), threading.get_ident() in store.threads)
 
@@ -918,7 +968,7 @@ WEAK = [
     "short but random 8f3k2",
     "k" * 64,
     "ab" * 32,
-    "correcthorse" * 4,
+    "battery-staple-9" * 3,
     "your-secret-key-change-in-production",
     "super-secret-key-that-nobody-will-ever-find-out",
     "django-insecure-8f3k2j4h5k6j7h8g9f0d1s2a3q4w5e6r",
