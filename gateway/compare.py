@@ -197,13 +197,14 @@ def _steps(ours: Any, theirs: Any) -> list[tuple[str | int, object, object]]:
     """The members of two dictionaries, or of two lists, that may differ."""
     if isinstance(ours, list):
         ours, theirs = dict(enumerate(ours)), dict(enumerate(theirs))
-    pairs = [(key, value, theirs.get(key, ABSENT)) for key, value in ours.items()]
-    pairs += [(key, ABSENT, value) for key, value in theirs.items() if key not in ours]
-    return [pair for pair in pairs if not _is_same_leaf(pair[1], pair[2])]
-
-
-def _is_same_leaf(one: object, other: object) -> bool:
-    return type(one) is type(other) and not isinstance(one, dict | list) and one == other
+    steps = []
+    for key, one in ours.items():
+        other = theirs.get(key, ABSENT)
+        kind = type(one)
+        if kind is not type(other) or kind is dict or kind is list or one != other:
+            steps.append((key, one, other))
+    steps += [(key, ABSENT, other) for key, other in theirs.items() if key not in ours]
+    return steps
 
 
 def _excerpts(control: bytes, candidate: bytes) -> tuple[str, str]:

@@ -103,6 +103,11 @@ class RouteTable:
         """What a flag file may name."""
         return frozenset(self.routes)
 
+    @property
+    def new(self) -> tuple[str, ...]:
+        """The paths that only FastAPI has, in its order."""
+        return tuple(dict.fromkeys(route.path or "/" for route in self._new))
+
     def match(self, method: str, path: str) -> Match | None:
         """What this request is; None when legacy has to say it in its own words (404, 405, a redirect)."""
         return self._recent.get((method, path)) or self._look_up(method, path)

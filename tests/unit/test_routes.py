@@ -402,6 +402,11 @@ def grown() -> tuple[RouteTable, FastAPI]:
     return RouteTable(flask_app("who GET /who", "list GET /list/"), api), api
 
 
+def test_new_paths_are_listed(grown: tuple[RouteTable, FastAPI]) -> None:
+    assert {"/docs", "/openapi.json", "/fresh/{id:int}", "/sub", "/live/{room}"} <= set(grown[0].new)
+    assert "/who" not in grown[0].new
+
+
 @pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/redoc", "/fresh/1", "/sub/any/thing"])
 def test_what_only_fastapi_has_is_new(grown: tuple[RouteTable, FastAPI], path: str) -> None:
     assert NEW is grown[0].match("GET", path)
