@@ -41,7 +41,7 @@ from uuid import UUID
 
 import jwt
 from flask import Flask
-from flask.sessions import SecureCookieSessionInterface, SessionMixin
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface, SessionInterface, SessionMixin
 from itsdangerous.encoding import base64_decode, bytes_to_int
 from starlette.requests import cookie_parser
 from starlette.types import Scope
@@ -214,7 +214,7 @@ class _Exchange:
     @property
     def blocks(self) -> bool:
         """Whether looking at a session means I/O."""
-        return self._sessions.block
+        return self._sessions.blocks
 
     # --- what the client proves
 
@@ -251,8 +251,7 @@ class _Exchange:
         """The port's own token cookie, read as Starlette reads it."""
         if not self._token_cookie or self._token_cookie.encode() not in identity.cookie:
             return ""
-        value = cookie_parser(identity.cookie.decode("latin-1")).get(self._token_cookie, "")
-        return value.removeprefix("Bearer ")
+        return _without_scheme(cookie_parser(identity.cookie.decode("latin-1")).get(self._token_cookie, ""))
 
     # --- what the other side is shown
 
@@ -307,16 +306,25 @@ class _Exchange:
             return headers
         session = await self.session(identity)
         issued = [cookie for cookie in answered if cookie.name == self._token_cookie and status < 400]
-        signed_in = self._tokens.verify(issued[-1].value.removeprefix("Bearer ")) if issued else None
+        signed_out = bool(issued) and issued[-1].deleted
+        signed_in = self._tokens.verify(_without_scheme(issued[-1].value)) if issued and not signed_out else None
         vary = b", ".join(value for key, value in headers if key.lower() == b"vary").decode("latin-1")
-        sessions, scope, saved = self._sessions, identity.scope, None
-        if issued and issued[-1].deleted:
-            saved = await sessions.ask(sessions.end, scope, identity.cookie, vary)
-        elif signed_in and signed_in != session:
-            saved = await sessions.ask(sessions.begin, scope, signed_in, vary)
+        if signed_out or (signed_in and signed_in != session):
+            saved = await self._change_session(identity, signed_in, vary)
         elif session:
-            saved = await sessions.ask(sessions.refresh, scope, identity.cookie, vary)
+            saved = await self._sessions.ask(self._sessions.refresh, identity.scope, identity.cookie, vary)
+        else:
+            return headers
         return _saved(headers, saved) if saved else headers
+
+    async def _change_session(self, identity: Identity, signed_in: Claims | None, vary: str) -> "Saved | None":
+        """A new session or none. When the store fails, the client loses the old one all the same."""
+        sessions, scope = self._sessions, identity.scope
+        if signed_in:
+            saved = await sessions.ask(sessions.begin, scope, signed_in, vary)
+        else:
+            saved = await sessions.ask(sessions.end, scope, identity.cookie, vary)
+        return saved or (sessions.expire(vary) if self._sends_session(identity) else None)
 
     async def after_legacy(self, identity: Identity, headers: list[Header]) -> list[Header]:
         """Sign-in and sign-out on legacy reach the port's token cookie; a forged session stays here."""
@@ -350,7 +358,7 @@ class _Exchange:
 class _Sessions:
     """Flask's session interface, asked outside a request.
 
-    Apart from `ask` and `ask_now` everything here may block and raise: it is handed to one of the two.
+    Its work may block and raise: it is handed to `ask` or `ask_now`.
     """
 
     def __init__(self, app: Flask, mapping: "tuple[_Mapped, ...]") -> None:
@@ -366,13 +374,13 @@ class _Sessions:
         self._reported: set[str] = set()
 
     @property
-    def block(self) -> bool:
+    def blocks(self) -> bool:
         """Anything but Flask's own signed cookies may talk to a store."""
         return type(self._app.session_interface) is not SecureCookieSessionInterface
 
     async def ask(self, work: Callable[..., T], *args: Any, failed: T | None = None) -> T | None:
         """`work(*args)`, in a thread where it may block; `failed` when it raises or takes too long."""
-        if not self.block:
+        if not self.blocks:
             return self.ask_now(work, *args, failed=failed)
         try:
             return await self._threads.call(self._in_app_context, work, args, timeout_s=_STORE_TIMEOUT_S)
@@ -418,17 +426,23 @@ class _Sessions:
         session.clear()
         return self._save(session, vary)
 
+    def expire(self, vary: str) -> "Saved":
+        """Take the cookie away without asking any store."""
+        session = SecureCookieSession({"": 0})
+        session.clear()
+        return self._save(session, vary, SecureCookieSessionInterface())
+
     def refresh(self, scope: Scope, cookie: bytes, vary: str) -> "Saved | None":
         """What Flask adds to an answer whose view read the session; None when nobody is signed in any more."""
         key = (self._value(cookie), vary, int(time.time()))
-        saved = None if self.block else self._slid.get(key)  # signature and Expires change with the second
+        saved = None if self.blocks else self._slid.get(key)  # signature and Expires change with the second
         if saved is None:
             session, claims = self._open(scope, cookie)
             if claims is None:
                 return None
             session.accessed = True
             saved = self._save(session, vary)
-            if not self.block:
+            if not self.blocks:
                 self._slid.put(key, saved, 1.0)
         return saved
 
@@ -443,7 +457,7 @@ class _Sessions:
 
     def _open(self, scope: Scope, cookie: bytes) -> "tuple[SessionMixin, Claims | None]":
         """The session of a Cookie header; Flask's own are remembered for a while, never beyond their expiry."""
-        if self.block:
+        if self.blocks:
             return self._load(scope, cookie)
         value = self._value(cookie)
         known = self._known.get(value)
@@ -461,11 +475,11 @@ class _Sessions:
             raise LookupError("the session interface opens no session")
         return session, self._claims(session)
 
-    def _save(self, session: SessionMixin, vary: str) -> "Saved":
+    def _save(self, session: SessionMixin, vary: str, interface: SessionInterface | None = None) -> "Saved":
         response = self._app.response_class()
         if vary:
             response.headers["Vary"] = vary
-        self._app.session_interface.save_session(self._app, session, response)
+        (interface or self._app.session_interface).save_session(self._app, session, response)
         lines = [(b"set-cookie", line.encode("latin-1")) for line in response.headers.getlist("Set-Cookie")]
         return Saved(lines, response.headers.get("Vary", "").encode("latin-1"))
 
@@ -716,6 +730,11 @@ def _with_cookie(cookie: bytes, name: str, value: str) -> bytes:
     """The Cookie header with one cookie replaced. It comes first: Flask believes the first of a name."""
     others = [part for part in cookie.split(b";") if part.partition(b"=")[0].strip() != name.encode("latin-1")]
     return b"; ".join([f"{name}={value}".encode("latin-1"), *(part.strip() for part in others if part.strip())])
+
+
+def _without_scheme(value: str) -> str:
+    """Some ports keep `Bearer <token>` in their cookie."""
+    return value.removeprefix("Bearer ")
 
 
 def _bearer(authorization: bytes | None) -> str:

@@ -781,10 +781,24 @@ async def test_a_store_that_is_down_leaves_everybody_anonymous_and_is_reported_o
         who = await bridge.identify(scope)
         for side in Backend:
             assert scope is await bridge.present(scope, who, side)
-        out = [(b"set-cookie", b"access_token=" + token_of(7).encode())]
-        assert out is await bridge.reconcile(who, Backend.FASTAPI, 200, out)
+        await bridge.reconcile(who, Backend.FASTAPI, 200, [(b"set-cookie", b"access_token=" + token_of(7).encode())])
     kinds = [record.getMessage().partition("(")[2].partition(")")[0] for record in caplog.records]
     assert ["begin: ConnectionError", "forge: ConnectionError", "read: ConnectionError"] == sorted(kinds)
+
+
+@pytest.mark.parametrize("token", ["", token_of(8)], ids=["sign-out", "sign-in as another"])
+async def test_a_store_that_is_down_does_not_keep_the_old_session_alive(token: str, tmp_path: Path) -> None:
+    app = legacy_app(SESSION_COOKIE_PATH="/app")
+    app.session_interface = store = BrokenSessions(tmp_path)
+    store.down = False
+    browser = Browser(app)
+    await browser.get(Backend.LEGACY, "/login/7")
+    await browser.get(Backend.FASTAPI, "/me")
+    store.down = True
+    headers = [(b"set-cookie", f"access_token={token}; Path=/".encode())]
+    out = await browser.bridge.reconcile(browser.who, Backend.FASTAPI, 200, headers)
+    line = b"session=; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Max-Age=0; HttpOnly; Path=/app"
+    assert [(b"vary", b"Cookie"), (b"set-cookie", line)] == out[1:]
 
 
 async def test_a_store_that_fails_during_a_request_leaks_nothing_and_signs_nobody_out(tmp_path: Path) -> None:
