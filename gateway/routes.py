@@ -90,7 +90,7 @@ class RouteTable:
         if join.problems:
             raise RouteError("\n".join(join.problems))
         self._rules = {id(rule.rule): rule for rule in rules}
-        self._new = [*join.new, *self._others]
+        self._new: list[_Operation | RouteContext] = [*join.new, *self._others]
         self._twins = join.twins
         self.routes: Mapping[str, Route] = join.routes
         self.warnings = (*join.warnings, *self._unreachable(join.new))
@@ -342,7 +342,7 @@ class _Join:
         for operation in [operation for operation in operations if not self._pair_by_name(operation)]:
             if not _link(operation, self._by_shape.get(operation.shape, ()), "path"):
                 self._unpaired(operation)
-        self.routes = {key: _route(key, rules) for key, rules in self._by_key.items()}
+        self.routes = {key: self._route(key, rules) for key, rules in self._by_key.items()}
         self.twins = _twins(rules)
 
     def _pair_by_name(self, operation: _Operation) -> bool:
@@ -369,6 +369,20 @@ class _Join:
         hint = f"; did you mean {near[0]!r}?" if near else ", and the name of a new route has no dot"
         self.problems.append(f"{name}: FastAPI has {operation.path}, Flask has no such endpoint{hint}")
 
+    def _route(self, key: str, rules: Sequence[_Rule]) -> Route:
+        """The route of an endpoint. Its rules get it too or, where not all are ported alike, one of their own."""
+        methods = frozenset[str]().union(*(rule.methods for rule in rules))
+        paired = {method: how for rule in rules for method, how in rule.how.items()}
+        left = {m: [r.rule.rule for r in rules if m in r.methods and m not in r.twins] for m in methods}
+        ported = frozenset(method for method in methods if not left[method])
+        for method in sorted(paired.keys() - ported):
+            self.warnings.append(f"{key}: {method} is ported, but not for {' and '.join(left[method])}")
+        route = Route(key, tuple(rule.rule.rule for rule in rules), methods, ported, paired)
+        for rule in rules:
+            own = frozenset(rule.twins)
+            rule.route = route if own == ported else replace(route, ported=own)
+        return route
+
     def _contradiction(self, operation: _Operation) -> str:
         rules = " and ".join(rule.rule.rule for rule in self._by_key[operation.name])
         return f"{operation.name}: FastAPI has {operation.path}, Flask has {rules}"
@@ -383,18 +397,6 @@ def _link(operation: _Operation, rules: Iterable[_Rule], how: str) -> bool:
                 rule.twins.setdefault(method, []).append(operation)
                 linked = True
     return linked
-
-
-def _route(key: str, rules: Sequence[_Rule]) -> Route:
-    """The route of an endpoint. Each of its rules gets it too or, where not all are ported alike, one of its own."""
-    methods = frozenset[str]().union(*(rule.methods for rule in rules))
-    missing = {method for rule in rules for method in rule.methods if method not in rule.twins}
-    paired = {method: how for rule in rules for method, how in rule.how.items()}
-    route = Route(key, tuple(rule.rule.rule for rule in rules), methods, methods - missing, paired)
-    for rule in rules:
-        ported = frozenset(rule.twins)
-        rule.route = route if ported == route.ported else replace(route, ported=ported)
-    return route
 
 
 def _twins(rules: Iterable[_Rule]) -> dict[tuple[str, str], list[_Operation]]:

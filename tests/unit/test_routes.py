@@ -148,11 +148,14 @@ def test_aliases_are_ported_one_by_one() -> None:
     legacy = flask_app("list GET /videos", "list GET /clips")
     half = RouteTable(legacy, fastapi_app("list GET /videos"))
     assert frozenset() == half.routes["list"].ported
+    assert {"GET": "name"} == half.routes["list"].paired
+    assert ("list: GET is ported, but not for /clips",) == half.warnings
     assert ported(half, "GET", "/videos")
     assert not ported(half, "GET", "/clips")
     both = RouteTable(legacy, fastapi_app("list GET /videos", "list GET /clips"))
     assert {"GET"} == both.routes["list"].ported
     assert ported(both, "GET", "/clips")
+    assert () == both.warnings
 
 
 def test_what_the_twin_cannot_match_stays_with_flask() -> None:
