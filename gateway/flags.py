@@ -22,7 +22,7 @@ from typing import Any
 
 import watchfiles
 
-from .errors import FlagConflict, FlagFileError, FlagsReadOnly
+from .errors import FlagConflict, FlagFileError, FlagsReadOnly, GatewayError
 from .flagfile import (
     OVERRIDES,
     PERCENT,
@@ -100,14 +100,10 @@ class FlagStore:
         """Put back what an event changed. Raises FlagConflict if it was changed again since, unless forced."""
         event = next((event for event in self.audit() if str(event.id) == str(event_id)), None)
         if event is None:
-            raise FlagConflict(f"no event {str(event_id)!r} in {self._audit}")
-        change: Change
-        if isinstance(event.before, str):
-            change = SetOverride(event.before)
-        else:
-            change = SetWeight(event.key, basis_points(str(event.before)) or 0)
+            raise GatewayError(f"no event {str(event_id)!r} in {self._audit}")
+        why = why or f"undo {event.id}"
         undone = None if force else event
-        return self.edit(change, by=by, why=why or f"undo {event.id}", undone=undone)
+        return self.edit(_reverse(event), by=by, why=why, undone=undone)
 
     def audit(self) -> list[Event]:
         """Every edit made by a program, newest last."""
@@ -160,8 +156,11 @@ class FlagStore:
                     await asyncio.wait_for(changed.wait(), POLL_S)
                 changed.clear()
                 if loop.time() >= reread_at or _signature(self._path) != self._seen:
-                    await asyncio.to_thread(self.look)
                     reread_at = loop.time() + REREAD_S
+                    try:
+                        await asyncio.to_thread(self.look)
+                    except Exception:
+                        log.exception("flags: %s: a look at it failed", self._path)
         finally:
             stop.set()
             watcher.join(1)  # it must be out of the watch, which is foreign code, when the interpreter ends
@@ -187,7 +186,8 @@ class FlagStore:
             before = _signature(path)
             if before and self._seen and before != self._seen and before.inode == self._seen.inode:
                 time.sleep(SETTLE_S)  # rewritten in place, and the writer may not have finished
-            self._seen, text = before, _read(path)
+            self._seen = before
+            text = _read(path)
             if _signature(path) == before or time.monotonic() > give_up_at:
                 return text
 
@@ -222,6 +222,15 @@ def _describe(change: Change, old: FlagSet, new: FlagSet, by: str, why: str) -> 
         version_before=old.version,
         version=new.version,
     )
+
+
+def _reverse(event: Event) -> Change:
+    if event.before in OVERRIDES:
+        return SetOverride(str(event.before))
+    weight_bp = basis_points(str(event.before))
+    if weight_bp is None:
+        raise GatewayError(f"event {event.id} does not say what was before")
+    return SetWeight(event.key, weight_bp)
 
 
 def _check_unchanged(change: Change, flags: FlagSet, if_version: str, undone: Event | None) -> None:
@@ -272,6 +281,14 @@ def _read(path: Path) -> str:
         raise FlagFileError("not UTF-8", path=where, line=line) from None
 
 
+def version_on_disk(path: Path) -> str:
+    """The version of the file as it is now, right or wrong; empty if it cannot be read."""
+    try:
+        return version_of(_read(path))
+    except FlagFileError:
+        return ""
+
+
 def _watch_directory(path: Path, stop: threading.Event, changed: Callable[[], object]) -> None:
     """Call `changed` whenever something happens next to the file: a watch on the file itself would miss renames."""
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
@@ -294,7 +311,7 @@ def _watch_directory(path: Path, stop: threading.Event, changed: Callable[[], ob
                 if inodes != {directory.stat().st_ino for directory in directories}:
                     break
         except Exception as error:  # noqa: BLE001  # no more inotify instances, directory gone, event loop closed
-            if not warned:
+            if not (warned or stop.is_set()):
                 log.warning("flags: file watch failed, polling every %s s: %s", POLL_S, error)
             warned = True
             stop.wait(5)
