@@ -8,6 +8,7 @@ import asyncio
 import fcntl
 import re
 import socket
+import struct
 import termios
 from contextvars import Context
 from http import HTTPStatus
@@ -104,7 +105,7 @@ class Cycle(RequestResponseCycle):
         try:
             await app(self.scope, self.receive, self.send)
         except asyncio.CancelledError:  # the drain is over
-            self.transport.abort()
+            self.protocol.reset()
         except BaseException:  # sys.exit() in a view must not stop the server
             self.protocol.logger.exception("Exception in ASGI application")
             await self._fail()
@@ -116,9 +117,11 @@ class Cycle(RequestResponseCycle):
     async def _fail(self) -> None:
         if not self.response_started:
             await self.send_500_response()
+        elif self.response_complete:  # the failure came after the answer
+            return
         elif self.until_close:
-            self.transport.abort()  # an orderly close would make the half look whole
-        elif not self.response_complete:
+            self.protocol.reset()
+        else:
             self.transport.close()
 
     @override
@@ -165,13 +168,13 @@ class Cycle(RequestResponseCycle):
         old = self.scope["http_version"] == "1.0"
         lines = [b"HTTP/1.0" + STATUS_LINE[status][8:] if old else STATUS_LINE[status]]
         dated = False
-        names, values = [name for name, _ in headers], [value for _, value in headers]
-        if HEADER_RE.search(b"".join(names)) or HEADER_VALUE_RE.search(b"".join(values)):
-            raise RuntimeError(f"Invalid header in {headers!r}.")
+        headers = [(name.lower(), value) for name, value in headers]
+        names = [name for name, _ in headers]
+        if HEADER_RE.search(b"".join(names)) or HEADER_VALUE_RE.search(b"".join([value for _, value in headers])):
+            raise RuntimeError(f"Invalid header, one of {names}.")  # values may be secret
         for name, value in headers:
-            name = name.lower()  # noqa: PLW2901
             if name == b"content-length":
-                if status == HTTPStatus.NO_CONTENT or self.chunked_encoding is not None:
+                if status < 200 or status == 204 or self.chunked_encoding is not None:
                     continue
                 self._expect_length(value)
             elif name == b"connection":
@@ -196,7 +199,7 @@ class Cycle(RequestResponseCycle):
 
     def _framing(self, status: int, *, old: bool) -> bytes:
         """Choose how the body ends; the last lines of the head."""
-        if self.scope["method"] == "HEAD" or status in (204, 304):
+        if self.scope["method"] == "HEAD" or status < 200 or status in (204, 304):
             self.without_body = True
             self.expected_content_length = 0
         elif self.chunked_encoding is None:
@@ -304,7 +307,7 @@ class GatewayProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as pause:
             self._upgrade(data[pause.args[0] :])
         except httptools.HttpParserError as error:
-            self._refuse(*_verdict(error, data))
+            self._refuse(*_verdict(error, data if self.unparsed == len(data) else b""))
         else:
             if self.unparsed > self.settings.max_header_bytes and self.reading is not IDLE:
                 self._refuse(431, "the head is too large")
@@ -491,7 +494,7 @@ class GatewayProtocol(HttpToolsProtocol):
                 self.pipeline.popleft()
             elif broken.response_started:
                 broken.disconnect()
-                self.transport.abort()
+                self.reset()
                 return
             else:
                 broken.disconnect()
@@ -499,6 +502,12 @@ class GatewayProtocol(HttpToolsProtocol):
         scope = cast("HTTPScope", {"type": "http", "method": "GET", "http_version": "1.1"})
         self.cycle = Cycle(self, scope, keep_alive=False, expects=False)
         self._answer(self.cycle, _refusal(status, reason))
+
+    def reset(self) -> None:
+        """Break the connection. An orderly end would make the half of an answer look whole."""
+        now = struct.pack("ii", 1, 0)
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+        self.transport.abort()
 
     def _leave(self) -> None:
         """Close; a client that still sends gets the time to read its answer, which a reset would destroy."""
@@ -591,10 +600,11 @@ def _look(loop: asyncio.AbstractEventLoop, connections: set[Any]) -> None:
     loop.call_later(LOOK_S, _look, loop, connections)
 
 
-def _verdict(error: httptools.HttpParserError, data: bytes) -> tuple[int, str]:
+def _verdict(error: httptools.HttpParserError, start: bytes) -> tuple[int, str]:
+    """Status and reason for a request that begins with `start`, if that is known."""
     if isinstance(error.__context__, Refused):
         return error.__context__.status, error.__context__.reason
-    if isinstance(error, httptools.HttpParserInvalidMethodError) and _METHOD.match(data):
+    if isinstance(error, httptools.HttpParserInvalidMethodError) and _METHOD.match(start):
         return 501, "unknown method"
     return 400, "not HTTP/1.1"
 

@@ -1,6 +1,7 @@
 """Bytes to a server and back, and the two small applications that say what arrived."""
 
 import json
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,6 +105,9 @@ class Wire:
             raise EOFError(self.buffer)
         self.buffer += data
 
+    def readable(self, timeout_s: float) -> bool:
+        return bool(select.select([self.sock], [], [], timeout_s)[0])
+
     def rest(self) -> bytes:
         """Everything until the server closes."""
         while data := self.sock.recv(65536):
@@ -117,6 +121,14 @@ class Wire:
             return self.rest() == b""
         except ConnectionResetError:
             return True
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
