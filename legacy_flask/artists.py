@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from flask import Blueprint, Response, current_app, jsonify, request
 from sqlalchemy import Text, delete, func, select, type_coerce
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from . import thumbnails
 from .audit import audit
@@ -134,8 +134,8 @@ def remember(key: str, value: str) -> None:
         with transaction() as db:
             db.execute(delete(CacheEntry).where((CacheEntry.key == key) | (CacheEntry.expires_at <= now)))
             db.add(CacheEntry(key=key, value=value, expires_at=now + ADVANCED_TTL))
-    except IntegrityError:
-        pass  # another request has just stored the same answer
+    except (IntegrityError, OperationalError):
+        pass  # another request has just stored the same answer, or the database is busy: nobody needs to know
 
 
 @bp.get("/search/suggestions")

@@ -32,6 +32,11 @@ def create(name: str, status: int, /, **fields: Any) -> Case:
     return write("artists.create_artist", name, f"POST {LIST}", status, "user", json=fields)
 
 
+def raw(name: str, status: int, body: bytes, kind: str = "application/json") -> Case:
+    headers = {"Content-Type": kind}
+    return write("artists.create_artist", name, f"POST {LIST}", status, "user", headers=headers, body=body)
+
+
 def update(name: str, status: int, artist_id: int = 2, /, **fields: Any) -> Case:
     path = f"/api/artists/{artist_id}"
     mask = CHANGED if status == 200 else ()
@@ -201,6 +206,13 @@ CREATING = [
     create("folder-dot", 400, name="A", folder_path="."),
     create("url-script", 400, name="A", thumbnail_url="javascript:alert(1)"),
     create("bio-long", 400, name="A", bio="x" * 10_001),
+    raw("utf-16", 201, '{"name": "Ünïcode"}'.encode("utf-16")),
+    raw("byte-order-mark", 201, b'\xef\xbb\xbf{"name": "Marked"}'),
+    raw("nan", 201, b'{"name": NaN}'),
+    raw("key-twice", 201, b'{"name": "First", "name": "Second"}'),
+    raw("other-json", 201, b'{"name": "Typed"}', "application/vnd.api+json; charset=latin-1"),
+    raw("json-in-capitals", 201, b'{"name": "Typed"}', "APPLICATION/JSON"),
+    raw("json-lines", 400, b'{"name": "A"}\n{"name": "B"}'),
 ]
 
 CHANGING = [
