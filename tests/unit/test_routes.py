@@ -395,8 +395,6 @@ def test_a_rule_added_after_start_is_legacys_affair(strict: RouteTable) -> None:
 
 
 segments = st.sampled_from(["", "videos", "files", "page", "number", "only-put", "1", "5", "1.5", "ä", "a\n", "old"])
-    ["", "videos", "files", "page", "number", "only-put", "1", "5", "1.5", "x", "ä", "a\n", "old"]
-)
 
 
 @settings(deadline=None)
