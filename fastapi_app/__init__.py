@@ -51,7 +51,11 @@ def create_app() -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     database: Database = app.state.database
-    await database.prepare()
+    try:
+        await database.prepare()
+    except DatabaseUnavailable as error:
+        app.state.refusal = str(error)
+        raise
     try:
         yield
     finally:

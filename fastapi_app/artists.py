@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -181,12 +181,12 @@ async def suggestions(request: Request, db: DbDep, _: Reader) -> Response:
     return json_response({"suggestions": found, "count": len(found), "query": term})
 
 
-@read(router, "/{artist_id:int}", name="artists.get_artist")
+@read(router, "/{artist_id:digits}", name="artists.get_artist")
 async def get_artist(artist_id: int, db: DbDep, _: Reader) -> Response:
     return json_response(artist_json(await _find(db, artist_id)))
 
 
-@read(router, "/{artist_id:int}/detailed", name="artists.get_artist_detailed")
+@read(router, "/{artist_id:digits}/detailed", name="artists.get_artist_detailed")
 async def get_artist_detailed(artist_id: int, db: DbDep, _: Reader) -> Response:
     artist = await _find(db, artist_id)
     shown = (await db.execute(_VIDEOS, {"artist_id": artist_id})).all()
@@ -234,8 +234,8 @@ async def create_artist(request: Request, db: DbDep, _: Member) -> Response:
     return json_response({"id": artist_id, "name": fields["name"], "message": "Artist created"}, 201)
 
 
-@router.put("/{artist_id:int}", name="artists.update_artist")
-@router.put("/{artist_id:int}/settings", name="artists.update_artist")
+@router.put("/{artist_id:digits}", name="artists.update_artist")
+@router.put("/{artist_id:digits}/settings", name="artists.update_artist")
 async def update_artist(request: Request, artist_id: int, db: DbDep, _: Member) -> Response:
     fields = await _artist_fields(request, await json_body(request))
     if not fields:
@@ -254,7 +254,7 @@ async def update_artist(request: Request, artist_id: int, db: DbDep, _: Member) 
     return success("Artist updated", artist=answer)
 
 
-@router.delete("/{artist_id:int}", name="artists.delete_artist")
+@router.delete("/{artist_id:digits}", name="artists.delete_artist")
 async def delete_artist(request: Request, artist_id: int, db: DbDep, _: Manager) -> Response:
     """Videos go too with `force=true`; the folder only with `delete_files=true`."""
     args = query(request)
@@ -270,8 +270,7 @@ async def delete_artist(request: Request, artist_id: int, db: DbDep, _: Manager)
                 artist={"id": artist.id, "name": artist.name},
                 video_count=len(rows),
             )
-        shared = select(artists.c.id).where(artists.c.folder_path == artist.folder_path, artists.c.id != artist_id)
-        removable = bool(delete_files) and (await connection.execute(shared.limit(1))).first() is None
+        removable = bool(delete_files) and not await _folder_is_shared(connection, artist)
         ids = select(videos.c.id).where(videos.c.artist_id == artist_id)
         await connection.execute(delete(downloads).where(downloads.c.video_id.in_(ids)))
         await connection.execute(delete(videos).where(videos.c.artist_id == artist_id))
@@ -282,6 +281,23 @@ async def delete_artist(request: Request, artist_id: int, db: DbDep, _: Manager)
     await off_loop(thumbnails.remove, config.data_path, pictures)
     files_deleted = removable and await off_loop(_remove_folder, config.library_path, artist.folder_path)
     return success("Artist deleted", videos_deleted=len(rows), files_deleted=files_deleted)
+
+
+async def _folder_is_shared(connection: AsyncConnection, artist: Any) -> bool:
+    """Whether the folder, or one below it, belongs to another artist or holds another artist's video."""
+    if artist.folder_path is None:
+        return False
+    below = f"{artist.folder_path}/"
+    folder = artists.c.folder_path
+    taken = (folder == artist.folder_path) | folder.startswith(below, autoescape=True)
+    of_artists = select(artists.c.id).where(artists.c.id != artist.id, taken)
+    of_videos = select(videos.c.id).where(
+        videos.c.artist_id != artist.id, videos.c.file_path.startswith(below, autoescape=True)
+    )
+    for others in (of_artists, of_videos):
+        if (await connection.execute(others.limit(1))).first() is not None:
+            return True
+    return False
 
 
 def _remove_folder(library: Path, folder: str | None) -> bool:
@@ -299,12 +315,12 @@ def _remove_folder(library: Path, folder: str | None) -> bool:
 # Pictures
 
 
-@read(router, "/{artist_id:int}/thumbnail", name="artists.artist_thumbnail")
+@read(router, "/{artist_id:digits}/thumbnail", name="artists.artist_thumbnail")
 async def artist_thumbnail(request: Request, artist_id: int, db: DbDep, _: Reader) -> Response:
     return await _send_thumbnail(request, db, artist_id, "medium")
 
 
-@read(router, "/{artist_id:int}/thumbnail/{size}", name="artists.artist_thumbnail_size")
+@read(router, "/{artist_id:digits}/thumbnail/{size}", name="artists.artist_thumbnail_size")
 async def artist_thumbnail_size(request: Request, artist_id: int, size: str, db: DbDep, _: Reader) -> Response:
     if size not in thumbnails.SIZES:
         raise ApiError(400, f"Invalid size. Must be one of: {list(thumbnails.SIZES)}")
@@ -318,7 +334,7 @@ async def _send_thumbnail(request: Request, db: Db, artist_id: int, size: str) -
     return picture or await thumbnails.send_placeholder(request, artist.name_key, size)
 
 
-@router.post("/{artist_id:int}/thumbnail/upload", name="artists.upload_artist_thumbnail")
+@router.post("/{artist_id:digits}/thumbnail/upload", name="artists.upload_artist_thumbnail")
 async def upload_artist_thumbnail(request: Request, artist_id: int, db: DbDep, _: Member) -> Response:
     await find_or_404(db, artists, artist_id)
     await db.close()  # no connection is held while the client sends
@@ -409,9 +425,12 @@ def web_address(data: Mapping[str, Any], field: str) -> str | None:
 
 async def _library_folder(request: Request, data: Mapping[str, Any]) -> str | None:
     folder = text(data, "folder_path", 240)
-    if folder is not None and await off_loop(inside, request.app.state.settings.library_path, folder) is None:
+    if folder is None:
+        return None
+    path, library = PurePosixPath(folder), request.app.state.settings.library_path
+    if ".." in path.parts or await off_loop(inside, library, str(path)) is None:
         raise ApiError(400, "folder_path must stay inside the library")
-    return folder
+    return str(path)
 
 
 async def refuse_duplicates(db: Db | AsyncConnection, fields: Mapping[str, Any], own_id: int = 0) -> None:

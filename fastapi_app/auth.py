@@ -113,10 +113,10 @@ async def change_password(request: Request, db: DbDep, who: LoggedIn) -> Respons
     old, new = password_field(data, "old_password"), password_field(data, "new_password")
     if not old or not new:
         raise ApiError(400, "old_password and new_password are required")
+    require_strength(new)
     await count_attempt(request, db, who.user.username)
     if passwords.too_long(old) or not await passwords.verify(old, who.user.password_hash, rounds):
         raise ApiError(400, "The old password is wrong")
-    require_strength(new)
     new_hash = await passwords.hash_password(new, rounds)
     async with db.transaction() as connection:
         changed = update(users).where(users.c.id == who.user.id).values(password_hash=new_hash)
@@ -202,12 +202,10 @@ async def count_attempt(request: Request, db: Db, username: str) -> None:
     Raises ApiError 429 beyond the limit.
     """
     async with db.transaction() as connection:
-        address = f"ip:{client_address(request)}"
-        wait = max(
-            await _reserve(connection, address, MAX_FAILURES_PER_ADDRESS, ADDRESS_WINDOW),
-            await _reserve(connection, f"user:{username}", MAX_FAILURES_PER_ACCOUNT, ACCOUNT_WINDOW),
-        )
-    if wait > timedelta(0):
+        address, account = f"ip:{client_address(request)}", f"user:{username}"
+        wait = await _reserve(connection, address, MAX_FAILURES_PER_ADDRESS, ADDRESS_WINDOW)
+        wait = wait or await _reserve(connection, account, MAX_FAILURES_PER_ACCOUNT, ACCOUNT_WINDOW)
+    if wait:
         retry_after = str(int(wait.total_seconds()) + 1)
         raise ApiError(429, "Too many failed sign-ins. Try again later", headers={"retry-after": retry_after})
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from sqlalchemy import URL, Table, bindparam, event, insert, make_url, select, text
 from sqlalchemy.engine import Connection, CursorResult
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.sql import Executable
@@ -46,9 +46,10 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = POOL_SIZE, wait_s: float = WAIT_S) -> None:
         """Raises DatabaseUnavailable for a URL that no driver understands. Connects to nothing yet."""
         try:
-            self.engine = _open_engine(make_url(url), pool_size)
-        except (ArgumentError, ImportError) as error:
-            raise DatabaseUnavailable(f"DATABASE_URL cannot be used: {error}") from None
+            parsed = make_url(url)
+        except ArgumentError:
+            raise DatabaseUnavailable("DATABASE_URL is not the address of a database") from None
+        self.engine = _open_engine(parsed, pool_size)
         self._writing = self.engine.execution_options(write=True)
         self._gate = asyncio.Semaphore(pool_size + MAX_OVERFLOW)
         self._wait_s = wait_s
@@ -70,36 +71,35 @@ class Database:
         except TimeoutError:
             raise DatabaseUnavailable(f"All connections to {self.name} are busy.") from None
         try:
-            connection = self._writing.connect() if write else self.engine.connect()
-            try:
-                await connection.start()
-            except (OperationalError, InterfaceError, PoolTimeout, OSError) as error:
-                raise DatabaseUnavailable(f"The database {self.name} cannot be reached: {_reason(error)}") from error
-            try:
+            async with AsyncExitStack() as stack:
+                engine = self._writing if write else self.engine
+                try:
+                    connection = await stack.enter_async_context(engine.connect())
+                except (OperationalError, InterfaceError, PoolTimeout, OSError) as error:
+                    raise self._unavailable(error) from error
                 yield connection
-            finally:
-                await asyncio.shield(connection.close())
         finally:
             self._gate.release()
 
-    async def check(self) -> None:
-        """Raises DatabaseUnavailable, in one sentence, unless a query is answered."""
-        try:
-            async with self.connect() as connection:
-                await connection.execute(text("SELECT 1"))
-        except SQLAlchemyError as error:
-            raise DatabaseUnavailable(f"The database {self.name} cannot be used: {_reason(error)}") from None
-
     async def prepare(self) -> None:
-        """Make the tables that are missing, once, even when several workers start together. Raises as `check`."""
-        await self.check()
-        async with self.connect(write=True) as connection, connection.begin():
-            sqlite = connection.dialect.name == "sqlite"
-            if not sqlite:
-                await connection.execute(text("SELECT GET_LOCK(:name, 30)"), {"name": SCHEMA_LOCK})
-            await connection.run_sync(metadata.create_all)
-            if not sqlite:
-                await connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": SCHEMA_LOCK})
+        """Make the tables that are missing, once, even when several workers start together.
+
+        Raises DatabaseUnavailable in one sentence when that cannot be done.
+        """
+        try:
+            async with self.connect(write=True) as connection, connection.begin():
+                if connection.dialect.name == "sqlite":
+                    await connection.run_sync(metadata.create_all)
+                else:
+                    await connection.execute(text("SELECT GET_LOCK(:name, 30)"), {"name": SCHEMA_LOCK})
+                    await connection.run_sync(metadata.create_all)
+                    await connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": SCHEMA_LOCK})
+        except DBAPIError as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
+        cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+        return DatabaseUnavailable(f"The database {self.name} cannot be used: {cause}")
 
     async def dispose(self) -> None:
         await self.engine.dispose()
@@ -189,7 +189,7 @@ def _open_engine(url: URL, pool_size: int) -> AsyncEngine:
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
     if url.get_backend_name() not in ("mysql", "mariadb"):
-        raise ArgumentError(f"expected sqlite:// or mysql://, not {url.get_backend_name()}://")
+        raise DatabaseUnavailable("DATABASE_URL must begin with sqlite: or mysql:")
     return create_async_engine(
         url.set(drivername=_MYSQL_DRIVERS.get(url.drivername, "mysql+aiomysql")),
         isolation_level="READ COMMITTED",
@@ -215,9 +215,3 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     writing = connection.get_execution_options().get("write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
-
-
-def _reason(error: BaseException) -> str:
-    """What the driver said, without SQLAlchemy's wrapping."""
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    return str(cause) or type(cause).__name__

@@ -45,6 +45,9 @@ class Frame:
         self._headers = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, _in_one_sentence(scope["app"], send))
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -72,6 +75,16 @@ class Frame:
                 raise
             log.exception("%s %s", scope["method"], scope["path"])
             await json_response({"error": "Internal server error"}, 500)(scope, receive, answer)
+
+
+def _in_one_sentence(app: FastAPI, send: Send) -> Send:
+    """Say why the application does not start without a traceback."""
+
+    async def tell(message: Message) -> None:
+        refusal = getattr(app.state, "refusal", "")
+        await send({**message, "message": refusal} if refusal else message)
+
+    return tell
 
 
 def handle_errors(app: FastAPI) -> None:

@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 from fastapi import APIRouter, Request
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from typing_extensions import override
 
 from .json import decode, encode
 
@@ -34,6 +36,23 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         return json_response({"error": self.message, **self.payload}, self.status, self.headers)
+
+
+class _Digits(Convertor[int]):
+    """Digits of any script and no sign, as Werkzeug's `int`; FastAPI's own takes ASCII only."""
+
+    regex = r"\d+"
+
+    @override
+    def convert(self, value: str) -> int:
+        return int(value)
+
+    @override
+    def to_string(self, value: int) -> str:
+        return str(value)
+
+
+register_url_convertor("digits", _Digits())
 
 
 def read(router: APIRouter, path: str, *, name: str) -> Callable[[Handler], Handler]:
@@ -189,7 +208,7 @@ async def read_body(request: Request) -> bytes:
 
 
 def _too_large() -> ApiError:
-    return ApiError(413, "The request is too large")
+    return ApiError(413, "The request is too large: at most 10 MB")
 
 
 async def form_fields(request: Request) -> dict[str, str]:

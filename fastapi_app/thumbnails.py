@@ -25,7 +25,7 @@ def save(content: bytes, folder: Path) -> dict[str, dict[str, int]]:
     Blocks for a good part of a second.
     """
     if len(content) > MAX_UPLOAD:
-        raise ApiError(413, "The file is too large: at most 10 MB")
+        raise ApiError(413, "The request is too large: at most 10 MB")
     picture = _decode(content)
     folder.mkdir(parents=True, exist_ok=True)
     dimensions = {}

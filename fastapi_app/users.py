@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from . import passwords
 from .audit import audit
-from .auth import password_field, require_strength, revoke, user_json
+from .auth import CSRF_COOKIE, forget_cookies, password_field, require_strength, revoke, user_json
 from .db import Db, DbDep, find_or_404, insert_row
 from .http import ApiError, json_body, json_response, page_args, paged, query, read, success, text
 from .identity import Admin, LoggedIn, forbid, has_role
@@ -66,7 +66,7 @@ async def me(who: LoggedIn) -> Response:
     return json_response(user_json(who.user) | {"preferences": who.user.preferences})
 
 
-@router.put("/{user_id:int}/role", name="users.set_role")
+@router.put("/{user_id:digits}/role", name="users.set_role")
 async def set_role(request: Request, user_id: int, db: DbDep, _: Admin) -> Response:
     role = text(await json_body(request), "role", 20)
     require_role_name(role)
@@ -82,7 +82,7 @@ async def set_role(request: Request, user_id: int, db: DbDep, _: Admin) -> Respo
     return success("Role changed", user=user_json(user) | {"role": role})
 
 
-@router.delete("/{user_id:int}/sessions", name="users.revoke_sessions")
+@router.delete("/{user_id:digits}/sessions", name="users.revoke_sessions")
 async def revoke_sessions(request: Request, user_id: int, db: DbDep, who: LoggedIn) -> Response:
     """Log out everywhere: oneself, or as an admin anybody."""
     if user_id != who.user.id and not has_role(who, "admin"):
@@ -91,9 +91,11 @@ async def revoke_sessions(request: Request, user_id: int, db: DbDep, who: Logged
         user = await find_or_404(connection, users, user_id)
         ended = await revoke(connection, user_sessions.c.user_id == user.id)
         await audit(connection, request, "users.revoke_sessions", f"user:{user.id}", sessions_revoked=ended)
-    if user_id == who.user.id:
-        session_of(request).clear()
-    return success("Sessions revoked", sessions_revoked=ended)
+    answer = success("Sessions revoked", sessions_revoked=ended)
+    if user_id != who.user.id:
+        return answer
+    session_of(request).clear()
+    return forget_cookies(request, answer, CSRF_COOKIE)
 
 
 def require_role_name(role: str | None) -> None:

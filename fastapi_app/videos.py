@@ -126,7 +126,7 @@ def _ordering(args: Mapping[str, str]) -> Sequence[ColumnElement[Any]]:
     return [column.desc(), videos.c.id.desc()] if descending else [column, videos.c.id]
 
 
-@read(router, "/{video_id:int}", name="videos.get_video")
+@read(router, "/{video_id:digits}", name="videos.get_video")
 async def get_video(video_id: int, db: DbDep, _: Reader) -> Response:
     row = await db.row(_ONE, {"video_id": video_id}) if video_id <= MAX_INT else None
     if row is None:
@@ -137,7 +137,7 @@ async def get_video(video_id: int, db: DbDep, _: Reader) -> Response:
 # Changing
 
 
-@router.put("/{video_id:int}", name="videos.update_video")
+@router.put("/{video_id:digits}", name="videos.update_video")
 async def update_video(request: Request, video_id: int, db: DbDep, _: Member) -> Response:
     """With `rename_file` the file takes the name that artist and title give it."""
     data = await json_body(request)
@@ -196,7 +196,7 @@ async def _rename_file(connection: AsyncConnection, request: Request, video_id: 
     return (source, target) if target != source else None
 
 
-@router.delete("/{video_id:int}", name="videos.delete_video")
+@router.delete("/{video_id:digits}", name="videos.delete_video")
 async def delete_video(request: Request, video_id: int, db: DbDep, _: Manager) -> Response:
     """The row. The file stays, unless `delete_file=true`."""
     config = request.app.state.settings
@@ -223,7 +223,7 @@ def _remove_file(library: Path, file_path: str | None) -> bool:
     return True
 
 
-@router.put("/{video_id:int}/status", name="videos.set_status")
+@router.put("/{video_id:digits}/status", name="videos.set_status")
 async def set_status(request: Request, video_id: int, db: DbDep, _: Member) -> Response:
     status = _status_field(await json_body(request))
     async with db.transaction() as connection:
@@ -269,7 +269,7 @@ async def bulk_delete_videos(request: Request, db: DbDep, _: Manager) -> Respons
 # Files
 
 
-@read(router, "/{video_id:int}/thumbnail", name="videos.video_thumbnail")
+@read(router, "/{video_id:digits}/thumbnail", name="videos.video_thumbnail")
 async def video_thumbnail(request: Request, video_id: int, db: DbDep, _: Reader) -> Response:
     video = await find_or_404(db, videos, video_id)
     await db.close()
@@ -279,7 +279,7 @@ async def video_thumbnail(request: Request, video_id: int, db: DbDep, _: Reader)
     return picture
 
 
-@read(router, "/{video_id:int}/stream", name="videos.stream_video")
+@read(router, "/{video_id:digits}/stream", name="videos.stream_video")
 async def stream_video(request: Request, video_id: int, db: DbDep, _: Reader) -> Response:
     """The file itself when browsers can play it, else a live conversion to fragmented mp4."""
     video = await find_or_404(db, videos, video_id)
