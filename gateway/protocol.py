@@ -593,11 +593,11 @@ def _refusal(status: int, reason: str) -> ASGI3Application:
 
 
 def _look(loop: asyncio.AbstractEventLoop, connections: set[Any]) -> None:
+    loop.call_later(LOOK_S, _look, loop, connections)
     now = loop.time()
     for connection in tuple(connections):
         if isinstance(connection, GatewayProtocol):
             connection.look(now)
-    loop.call_later(LOOK_S, _look, loop, connections)
 
 
 def _verdict(error: httptools.HttpParserError, start: bytes) -> tuple[int, str]:

@@ -42,16 +42,18 @@ def serve(settings: Settings, *, factory: str = "gateway.app:create_app") -> int
     which are set here. Raises ConfigError for an address that cannot be listened on, GatewayError from the factory.
     """
     config = _config(settings, factory)
-    listener = _listen(settings.host, settings.port)
-    os.environ.update(environment(settings))
-    if settings.workers > 1:
-        return Supervisor(config, [listener]).supervise()
-    try:
-        config.load()
-        Server(config).run([listener])
-    except SystemExit as stop:  # uvicorn has said why
-        return WRONG if stop.code else 0
-    return 0
+    with _listen(settings.host, settings.port) as listener:
+        os.environ.update(environment(settings))
+        if settings.workers > 1:
+            return Supervisor(config, [listener]).supervise()
+        try:
+            config.load()
+            Server(config).run([listener])
+        except SystemExit as stop:  # uvicorn has said why
+            return WRONG if stop.code else 0
+        except KeyboardInterrupt:  # while the applications were loading
+            pass
+        return 0
 
 
 def environment(settings: Any, prefix: str = "GATEWAY_") -> dict[str, str]:
@@ -73,6 +75,8 @@ def environment(settings: Any, prefix: str = "GATEWAY_") -> dict[str, str]:
 def _config(settings: Settings, factory: str) -> Config:
     if settings.workers < 1:
         raise ConfigError(f"workers: expected 1 or more, not {settings.workers}")
+    if not 0 <= settings.port <= 65535:
+        raise ConfigError(f"port: expected 0 to 65535, not {settings.port}")
     if settings.log_level not in LOG_LEVELS:
         raise ConfigError(f"log_level: expected one of {', '.join(LOG_LEVELS)}, not {settings.log_level!r}")
     logs = copy.deepcopy(LOGGING_CONFIG)
@@ -100,31 +104,30 @@ def _config(settings: Settings, factory: str) -> Config:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A listening socket: others see at once that the port is taken, clients wait for the first worker."""
-    where = f"{host}:{port}"
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, number)
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError):
         raise ConfigError(f"cannot listen on {where}: {host!r} is not a known host") from None
-    except OverflowError:
-        raise ConfigError(f"port: expected 0 to 65535, not {port}") from None
+    family, kind, protocol, _, address = min(places, key=lambda place: place[0] != socket.AF_INET)  # localhost is both
+    listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
         listener.listen(BACKLOG)
-    except OverflowError:
-        listener.close()
-        raise ConfigError(f"port: expected 0 to 65535, not {port}") from None
     except OSError as error:
         listener.close()
-        why = {
-            errno.EADDRINUSE: "another process listens there",
-            errno.EACCES: "this user may not (ports below 1024 are for root)",
-            errno.EADDRNOTAVAIL: "this machine does not have the address",
-        }.get(error.errno or 0, os.strerror(error.errno or 0))
-        raise ConfigError(f"cannot listen on {where}: {why}") from None
-    logger.info("Listening on http://%s:%d", f"[{host}]" if ":" in host else host, listener.getsockname()[1])
+        number = error.errno or 0
+        raise ConfigError(f"cannot listen on {where}: {_WHY.get(number) or os.strerror(number)}") from None
+    logger.info("Listening on http://%s:%d", where.rpartition(":")[0], listener.getsockname()[1])
     return listener
+
+
+_WHY = {
+    errno.EADDRINUSE: "another process listens there",
+    errno.EADDRNOTAVAIL: "this machine does not have the address",
+    errno.EACCES: "this user may not (ports below 1024 are for root)",
+}
 
 
 class Server(uvicorn.Server):
@@ -161,6 +164,8 @@ class Worker(Process):
 
     @override
     def target(self, sockets: list[socket.socket] | None = None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # until uvicorn listens to it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         Thread(target=_follow_supervisor, daemon=True).start()
         try:
             self.config.load()
@@ -236,7 +241,10 @@ class Supervisor(Multiprocess):
 
     def _spawn(self) -> Worker:
         worker = Worker(self.config, self.sockets)  # type: ignore[arg-type]
+        # Ctrl-C reaches the whole terminal: a child that still imports would end with a traceback.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         worker.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return worker
 
     def _wait_until_ready(self, worker: Worker) -> bool:
