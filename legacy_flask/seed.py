@@ -315,7 +315,7 @@ def seed(app: Flask, size: str = "large", demo: bool = False) -> str:
                 rows = {User: demo_users(app.config["BCRYPT_ROUNDS"]), **rows}
             for model, values in rows.items():
                 if values:
-                    db.execute(insert(model), values)
+                    db.execute(insert(model.__table__), values)
         if size == "small":
             write_files(app.config["LIBRARY_PATH"], app.config["DATA_PATH"])
     return f"{len(rows[Artist])} artists and {len(rows[Video])} videos"

@@ -8,6 +8,11 @@ CREATED = ("$.user.created_at",)
 STRONG = "Strong-pass-1"
 
 
+def listed(name: str, query: str, status: int = 200, **more: Any) -> Case:
+    mask = ("$.users[*].last_login_at",)
+    return read("users.list_users", name, "/api/users/", status, "admin", query=query, mask=mask, **more)
+
+
 def create(name: str, status: int, username: Any = "newcomer", password: Any = STRONG, **more: Any) -> Case:
     fields = {"username": username, "password": password} | more.pop("fields", {})
     mask = CREATED if status == 201 else ()
@@ -20,11 +25,11 @@ def set_role(name: str, status: int, user_id: int, role: Any, **more: Any) -> Ca
 
 
 CASES = [
-    read("users.list_users", "all", "/api/users/", user="admin", mask=("$.users[*].last_login_at",)),
-    read("users.list_users", "page-2", "/api/users/", user="admin", query="page=2&per_page=4"),
-    read("users.list_users", "page-9", "/api/users/", user="admin", query="page=9"),
-    read("users.list_users", "page-0", "/api/users/", user="admin", query="page=0&per_page=0", wire="W12"),
-    read("users.list_users", "page-abc", "/api/users/", 400, "admin", query="page=abc", wire="W10"),
+    listed("all", ""),
+    listed("page-2", "page=2&per_page=4"),
+    listed("page-9", "page=9"),
+    listed("page-0", "page=0&per_page=0", wire="W12"),
+    listed("page-abc", "page=abc", 400, wire="W10"),
     create("plain", 201),
     create("all-fields", 201, fields={"role": "manager", "email": "new@music.test", "extra": 1}),
     create("capitals", 201, "NewComer"),
