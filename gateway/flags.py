@@ -153,7 +153,8 @@ class FlagStore:
         try:
             while True:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), POLL_S)
+                    async with asyncio.timeout(POLL_S):
+                        await changed.wait()
                 changed.clear()
                 if loop.time() >= reread_at or _signature(self._path) != self._seen:
                     reread_at = loop.time() + REREAD_S

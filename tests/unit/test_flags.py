@@ -1,0 +1,499 @@
+"""The flag file on disk: what is in force while people and programs do things to it."""
+
+import asyncio
+import json
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict
+from itertools import pairwise
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
+
+import pytest
+
+from gateway import flags
+from gateway.errors import FlagConflict, FlagFileError, FlagsReadOnly, GatewayError
+from gateway.flags import FlagStore, read_audit
+from gateway.model import Backend, FlagSet
+
+KNOWN = frozenset({"a", "b", "c"})
+GOOD = "version: 1\noverride: none\nroutes:\n  a: 25 # a quarter\n"
+OTHER = "version: 1\noverride: none\nroutes:\n  a: 75 # a quarter\n"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "flags.yaml").write_text(GOOD)
+    return tmp_path / "flags.yaml"
+
+
+def keep(file: Path) -> FlagStore:
+    return FlagStore(file, KNOWN, file.parent / "state")
+
+
+def weight(store: FlagStore, key: str = "a") -> float:
+    return store.current[key].weight_bp / 100
+
+
+def replace(file: Path, text: str) -> None:
+    fresh = file.with_suffix(".fresh")
+    fresh.write_text(text)
+    fresh.replace(file)
+
+
+# --- at start -----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_file_everything_is_legacy_and_nothing_can_be_edited(tmp_path: Path) -> None:
+    store = FlagStore(None, KNOWN, tmp_path)
+    assert FlagSet() == store.current
+    with pytest.raises(FlagsReadOnly, match="--flags"):
+        store.set_weight("a", 5, by="me")
+
+
+def test_a_missing_file_is_fatal_at_start(tmp_path: Path) -> None:
+    with pytest.raises(FlagFileError, match=r"none\.yaml: cannot be read: No such file"):
+        keep(tmp_path / "none.yaml")
+
+
+WRONG: dict[str, bytes] = {
+    "not UTF-8": b"version: 1\n# caf\xe9\n",
+    "huge": b"version: 1\n" + b"#" * 10_000_000 + b"\n",
+    "empty": b"",
+    "no percentage": b"version: 1\nroutes:\n  a: 101\n",
+}
+
+
+@pytest.mark.parametrize("content", WRONG.values(), ids=WRONG)
+def test_a_wrong_file_is_fatal_at_start_and_refused_later(file: Path, content: bytes) -> None:
+    store = keep(file)
+    file.write_bytes(content)
+    with pytest.raises(FlagFileError, match=str(file)) as caught:
+        keep(file)
+
+    store.look()
+    assert (25, str(caught.value)) == (weight(store), store.rejected)
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "flags.yaml"
+    path.mkdir() if kind == "directory" else os.mkfifo(path)
+    with pytest.raises(FlagFileError, match="not a regular file"):
+        keep(path)
+
+
+# --- while running ------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def watching(store: FlagStore) -> AsyncIterator[None]:
+    task = asyncio.create_task(store.watch())
+    await asyncio.sleep(0.1)  # the file watch begins in a thread of its own, unobservably
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 2.0) -> float:
+    started = monotonic()
+    while not condition():
+        assert monotonic() - started < timeout_s
+        await asyncio.sleep(0.002)
+    return monotonic() - started
+
+
+def delete(file: Path) -> None:
+    file.unlink()
+
+
+def write_in_place(file: Path) -> None:
+    file.write_text(OTHER)
+
+
+def write_byte_by_byte(file: Path) -> None:
+    with file.open("wb", buffering=0) as out:
+        for byte in OTHER.encode():
+            out.write(bytes([byte]))
+
+
+def write_with_the_old_time(file: Path) -> None:
+    times = file.stat()
+    file.write_text(OTHER)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def replace_by_rename(file: Path) -> None:
+    replace(file, OTHER)
+
+
+def delete_and_create(file: Path) -> None:
+    file.unlink()
+    file.write_text(OTHER)
+
+
+def swap_symlink(file: Path) -> None:
+    """As Kubernetes updates a ConfigMap: the directory behind `..data` changes, the file's own link does not."""
+    fresh = file.parent / "..fresh"
+    fresh.mkdir()
+    (fresh / file.name).write_text(OTHER)
+    (file.parent / "..link").symlink_to(fresh)
+    (file.parent / "..link").replace(file.parent / "..data")
+
+
+CHANGES = [
+    write_in_place,
+    write_byte_by_byte,
+    write_with_the_old_time,
+    replace_by_rename,
+    delete_and_create,
+    swap_symlink,
+]
+
+
+@pytest.mark.parametrize("blind", [False, True], ids=["watched", "polled"])
+@pytest.mark.parametrize("change", CHANGES)
+async def test_however_the_file_changes_the_new_flags_are_in_force_soon(
+    file: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], blind: bool
+) -> None:
+    if change is swap_symlink:
+        (file.parent / "..old").mkdir()
+        file.rename(file.parent / "..old" / file.name)
+        (file.parent / "..data").symlink_to("..old")
+        file.symlink_to(f"..data/{file.name}")
+    if blind:
+        monkeypatch.setattr(flags.watchfiles, "watch", no_watch)
+    store = keep(file)
+    seen: list[float] = []
+    store.subscribe(lambda new: seen.append(new["a"].weight_bp / 100))
+    async with watching(store):
+        change(file)
+        await until(lambda: weight(store) == 75)
+
+    assert seen[-1] == 75
+    assert set(seen) <= {25, 75}
+    assert not store.rejected
+
+
+def no_watch(*_: object, **__: object) -> Iterator[None]:
+    raise OSError("inotify instances exhausted")
+
+
+async def test_a_rename_is_in_force_within_tens_of_milliseconds(file: Path) -> None:
+    store = keep(file)
+    took_s = []
+    async with watching(store):
+        for text, percent in [(OTHER, 75), (GOOD, 25)] * 5:
+            replace(file, text)
+            took_s.append(await until(lambda percent=percent: weight(store) == percent))
+    assert sorted(took_s)[5] < 0.2
+
+
+async def test_equal_size_time_and_inode_do_not_hide_a_change_for_ever(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flags, "REREAD_S", 0.2)
+    store = keep(file)
+    monkeypatch.setattr(flags, "_signature", lambda _: None)
+    async with watching(store):
+        file.write_text(OTHER)
+        await until(lambda: weight(store) == 75)
+
+
+@contextmanager
+def unreadable(file: Path) -> Iterator[None]:
+    """By mode, which stops everybody but root; for root a dangling link looks the same."""
+    if os.geteuid():
+        file.chmod(0)
+    else:
+        file.rename(file.with_suffix(".away"))
+        file.symlink_to("nowhere")
+    yield
+    if os.geteuid():
+        file.chmod(0o644)
+    else:
+        file.unlink()
+        file.with_suffix(".away").rename(file)
+
+
+@contextmanager
+def broken(file: Path) -> Iterator[None]:
+    replace(file, "version: 1\nroutes: {\n")
+    yield
+    replace(file, GOOD)
+
+
+@contextmanager
+def deleted(file: Path) -> Iterator[None]:
+    file.unlink()
+    yield
+    file.write_text(GOOD)
+
+
+@contextmanager
+def directory_gone(file: Path) -> Iterator[None]:
+    file.parent.rename(file.parent.with_name("elsewhere"))
+    yield
+    file.parent.with_name("elsewhere").rename(file.parent)
+
+
+@pytest.mark.parametrize("damage", [broken, deleted, unreadable, directory_gone])
+async def test_the_last_good_flags_stay_in_force_with_one_alarm_until_the_file_is_good_again(
+    file: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], Iterator[None]],
+) -> None:
+    monkeypatch.setattr(flags, "REREAD_S", 0.1)
+    store = keep(file)
+    told: list[str] = []
+    store.subscribe(lambda _: told.append(store.rejected))
+    async with watching(store):
+        with damage(file):
+            await until(lambda: store.rejected)
+            assert str(file) in store.rejected
+            await asyncio.sleep(0.8)  # several polls and readings later there is still one alarm
+            assert 25 == weight(store)
+            assert [store.rejected] == told
+        await until(lambda: not store.rejected)
+        replace(file, OTHER)
+        await until(lambda: weight(store) == 75)
+
+    alarms = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert [f"flags: {told[0]}; version {alarms[0].split('version ')[1]}"] == alarms
+
+
+async def test_a_file_that_is_being_rewritten_is_read_only_when_it_stands_still(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flags, "SETTLE_S", 0.3)
+    whole = GOOD + "".join(f"# {n}\n" for n in range(20)) + "  b: 100\n"
+    store = keep(file)
+    seen: list[FlagSet] = []
+    store.subscribe(seen.append)
+    async with watching(store):
+        with file.open("w") as out:
+            for line in whole.splitlines(keepends=True):
+                out.write(line)
+                out.flush()
+                await asyncio.sleep(0.01)
+        await until(lambda: weight(store, "b") == 100, 5)
+    assert [store.current] == seen
+    assert not store.rejected
+
+
+def test_only_the_file_watch_dies_with_its_directory_not_the_watching(file: Path) -> None:
+    stop = threading.Event()
+    monitor = threading.Thread(target=flags._watch_directory, args=(file.parent / "no" / "f", stop, print))
+    monitor.start()
+    stop.set()
+    monitor.join(6)
+    assert not monitor.is_alive()
+
+
+# --- edits --------------------------------------------------------------------------------------------------------
+
+
+def test_an_edit_is_in_force_on_disk_and_in_the_audit_trail(file: Path) -> None:
+    store = keep(file)
+    seen: list[FlagSet] = []
+    store.subscribe(seen.append)
+    before = store.current.version
+
+    event = store.set_weight("a", "12.5", by="ann@host", why="try")
+
+    assert GOOD.replace("25", "12.5") == file.read_text()
+    assert 12.5 == weight(store)
+    assert [store.current] == seen
+    assert [event] == store.audit() == read_audit(file.parent / "state" / "audit.jsonl")
+    assert {
+        "id": 1,
+        "at": event.at,
+        "by": "ann@host",
+        "why": "try",
+        "key": "a",
+        "before": 25,
+        "after": 12.5,
+        "version_before": before,
+        "version": store.current.version,
+    } == asdict(event)
+
+
+def test_the_panic_switch_is_an_edit_too(file: Path) -> None:
+    store = keep(file)
+    event = store.set_override("legacy", by="me")
+    assert ("override", "none", "legacy") == (event.key, event.before, event.after)
+    assert Backend.LEGACY == store.current.override
+
+
+def test_an_edit_that_changes_nothing_writes_nothing(file: Path) -> None:
+    store, before = keep(file), file.stat()
+    assert 0 == store.set_weight("a", 25.0, by="me").id
+    assert before == file.stat()
+    assert [] == store.audit()
+
+
+@pytest.mark.parametrize("percent", [-1, 101, 100.01, 12.345, float("nan"), float("inf"), True, None, "", "5%", [5]])
+def test_a_weight_out_of_range_is_refused_before_anything_is_touched(file: Path, percent: object) -> None:
+    with pytest.raises(FlagFileError, match="a: expected a percentage from 0 to 100"):
+        keep(file).set_weight("a", percent, by="me")
+    assert GOOD == file.read_text()
+
+
+def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("version: 1\n")
+    with pytest.raises(FlagFileError, match=r"videos\.lits: no such route; did you mean 'videos\.list'\?"):
+        FlagStore(tmp_path / "f", {"videos.list"}, tmp_path).set_weight("videos.lits", 5, by="me")
+
+
+def test_an_edit_based_on_an_old_version_is_refused(file: Path) -> None:
+    store = keep(file)
+    old = store.current.version
+    store.set_weight("a", 30, by="me", if_version=old)
+    with pytest.raises(FlagConflict, match=old):
+        store.set_weight("a", 40, by="me", if_version=old)
+    assert 30 == weight(store)
+
+
+def test_an_edit_builds_on_what_is_on_disk_not_on_what_this_process_knows(file: Path) -> None:
+    store = keep(file)
+    replace(file, GOOD + "  b: 7 # by hand\n")
+    store.set_weight("a", 30, by="me")
+    assert (30, 7) == (weight(store), weight(store, "b"))
+    assert "b: 7 # by hand" in file.read_text()
+
+
+def test_a_file_that_is_broken_on_disk_is_not_edited(file: Path) -> None:
+    store = keep(file)
+    file.write_text("version: 1\nroutes: {a: 101}\n")
+    with pytest.raises(FlagFileError, match="not 101"):
+        store.set_weight("a", 30, by="me")
+    assert file.read_text() == "version: 1\nroutes: {a: 101}\n"
+    assert [] == store.audit()
+
+
+def test_an_edit_keeps_mode_and_follows_a_link(file: Path, tmp_path: Path) -> None:
+    file.chmod(0o640)
+    link = tmp_path / "elsewhere" / "link.yaml"
+    link.parent.mkdir()
+    link.symlink_to(file)
+    keep(link).set_weight("a", 30, by="me")
+    assert link.is_symlink()
+    assert (0o640, GOOD.replace("25", "30")) == (file.stat().st_mode & 0o777, file.read_text())
+    assert ["link.yaml", "state"] == sorted(p.name for p in link.parent.iterdir())
+
+
+def test_undo_puts_back_what_was_before_even_a_deed_of_undo(file: Path) -> None:
+    store = keep(file)
+    store.set_weight("a", 30, by="me")
+    undone = store.undo(1, by="me")
+    assert (30, 25, "undo 1") == (undone.before, undone.after, undone.why)
+    store.undo(str(undone.id), by="me")
+    assert 30 == weight(store)
+
+    store.set_override("fastapi", by="me")
+    assert "none" == store.undo(4, by="me").after
+
+
+def test_undo_of_what_was_changed_again_needs_force(file: Path) -> None:
+    store = keep(file)
+    store.set_weight("a", 30, by="me")
+    store.set_weight("a", 40, by="me")
+    with pytest.raises(FlagConflict, match="a is 40 by now; event 1 had made it 30"):
+        store.undo(1, by="me")
+    assert 25 == store.undo(1, by="me", force=True).after
+
+
+def test_undo_of_an_event_that_never_was_is_refused(file: Path) -> None:
+    with pytest.raises(GatewayError, match="no event '7'"):
+        keep(file).undo(7, by="me")
+
+
+def test_a_torn_line_costs_one_event_not_the_next(file: Path) -> None:
+    store = keep(file)
+    store.set_weight("a", 30, by="me")
+    audit = file.parent / "state" / "audit.jsonl"
+    audit.write_bytes(audit.read_bytes() + b'{"id": 2, "at": "2026-')
+    store.set_weight("a", 40, by="me")
+    assert [(1, 30), (2, 40)] == [(event.id, event.after) for event in store.audit()]
+
+
+def test_control_characters_do_not_reach_the_audit_trail(file: Path) -> None:
+    event = keep(file).set_weight("a", 30, by="me\x1b[2J", why="a\nb\udcff")
+    assert (r"me\x1b[2J", r"a\nb\udcff") == (event.by, event.why)
+    (line,) = (file.parent / "state" / "audit.jsonl").read_text().splitlines()
+    assert "me\\x1b[2J" == json.loads(line)["by"]
+
+
+def refusal_without_root(file: Path, result: Connection) -> None:
+    if not os.geteuid():
+        os.setegid(65534)
+        os.seteuid(65534)
+    try:
+        keep(file).set_weight("a", 30, by="me")
+    except FlagsReadOnly as error:
+        result.send(str(error))
+
+
+@pytest.mark.parametrize("closed", [".", "state"])
+def test_where_it_may_not_write_it_says_so_and_changes_nothing(closed: str) -> None:
+    with TemporaryDirectory() as name:
+        file = Path(name) / "flags.yaml"
+        file.write_text(GOOD)
+        (file.parent / "state").mkdir()
+        for directory in (".", "state"):
+            (file.parent / directory).chmod(0o555 if directory == closed else 0o777)
+        receiver, sender = Pipe()
+        child = get_context("fork").Process(target=refusal_without_root, args=(file, sender))
+        child.start()
+        child.join()
+
+        assert receiver.recv().startswith(f"{file} cannot be changed here: Permission denied")
+        assert GOOD == file.read_text()
+        file.parent.chmod(0o755)
+
+
+# --- several writers ----------------------------------------------------------------------------------------------
+
+
+def write_many(file: Path, key: str, times: int) -> None:
+    store = keep(file)
+    for n in range(1, times + 1):
+        store.set_weight(key, n / 100, by=key)
+
+
+def test_writers_that_race_lose_no_update(file: Path) -> None:
+    times, context = 50, get_context("spawn")
+    writers = [context.Process(target=write_many, args=(file, key, times)) for key in "abc"]
+    for writer in writers:
+        writer.start()
+    versions = set()
+    while any(writer.is_alive() for writer in writers):
+        versions.add(keep(file).current.version)  # at every moment there is a whole file
+    assert [0, 0, 0] == [writer.exitcode for writer in writers]
+
+    events = keep(file).audit()
+    assert [times / 100] * 3 == [weight(keep(file), key) for key in "abc"]
+    assert list(range(1, 3 * times + 1)) == [event.id for event in events]
+    for key in "abc":
+        assert [n / 100 for n in range(1, times + 1)] == [event.after for event in events if event.key == key]
+    assert all(event.version == following.version_before for event, following in pairwise(events))
+    assert len(versions) > 1
+
+
+def test_a_writer_that_holds_the_lock_for_ever_stops_nobody_for_ever(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flags, "LOCK_WAIT_S", 0.05)
+    store = keep(file)
+    with flags._locked(file.parent), pytest.raises(FlagConflict, match="another program has locked"):
+        store.set_weight("a", 30, by="me")
+    store.set_weight("a", 30, by="me")
