@@ -22,6 +22,7 @@ from legacy_flask.files import move, safe_name
 from legacy_flask.models import name_key, sort_name
 from legacy_flask.seed import seed, set_admin
 from tests.cases import CASES, PASSWORDS, REQUIRED
+from tests.support.databases import create_database
 from tests.support.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,18 @@ def make_app(root: Path, **config: Any) -> Flask:
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[Flask]:
     app = make_app(tmp_path)
+    seed(app, "small", demo=True)
+    yield app
+    app.extensions["engine"].dispose()
+
+
+@pytest.fixture(params=["sqlite", "mariadb"])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Flask]:
+    """The application on either database."""
+    url = ""
+    if request.param == "mariadb":
+        url = create_database(request.getfixturevalue("mariadb_server"), "legacy")
+    app = make_app(tmp_path, DATABASE_URL=url)
     seed(app, "small", demo=True)
     yield app
     app.extensions["engine"].dispose()
@@ -236,6 +249,13 @@ def test_behind_tls_an_unsafe_request_must_come_from_https(app: Flask) -> None:
     assert client.post("/auth/logout", headers={"Origin": "https://localhost"}, **secure).status_code == 200
 
 
+def test_an_echo_equals_a_later_read(anywhere: Flask) -> None:
+    client = signed_in(anywhere, "user")
+    echo = client.put("/api/videos/6", json={"title": "Ünïcode 🎵"}, headers={"Origin": HERE}).json
+
+    assert client.get("/api/videos/6").json == {key: value for key, value in echo.items() if key != "file_moved"}
+
+
 # --- many at once ------------------------------------------------------------------------------------------------
 
 
@@ -255,26 +275,30 @@ def at_once(number: int, work: Any) -> list[Any]:
     return results
 
 
-def test_many_guesses_at_once_gain_nothing(app: Flask) -> None:
-    statuses = at_once(12, lambda _: sign_in(app, "user", "Wrong-pass-1")[1].status_code)
+def test_many_guesses_at_once_gain_nothing(anywhere: Flask) -> None:
+    statuses = at_once(12, lambda _: sign_in(anywhere, "user", "Wrong-pass-1")[1].status_code)
 
     assert Counter(statuses) == {401: 5, 429: 7}
 
 
-def test_of_many_that_create_one_artist_one_succeeds(app: Flask) -> None:
-    client = signed_in(app, "user")
+def test_of_many_that_create_one_artist_one_succeeds(anywhere: Flask) -> None:
+    client = signed_in(anywhere, "user")
     cookie = f"mv_session={client.get_cookie('mv_session').value}"  # type: ignore[union-attr]
     headers = {"Cookie": cookie, "Origin": HERE}
 
     def create(_: int) -> int:
-        return app.test_client(use_cookies=False).post("/api/artists/", json={"name": "X"}, headers=headers).status_code
+        return (
+            anywhere.test_client(use_cookies=False)
+            .post("/api/artists/", json={"name": "X"}, headers=headers)
+            .status_code
+        )
 
     assert Counter(at_once(8, create)) == {201: 1, 409: 7}
 
 
-def test_two_admins_who_demote_each_other_leave_one(app: Flask) -> None:
-    set_admin(app, "boss", "Strong-pass-1")
-    clients = [signed_in(app, "admin"), sign_in(app, "boss", "Strong-pass-1")[0]]
+def test_two_admins_who_demote_each_other_leave_one(anywhere: Flask) -> None:
+    set_admin(anywhere, "boss", "Strong-pass-1")
+    clients = [signed_in(anywhere, "admin"), sign_in(anywhere, "boss", "Strong-pass-1")[0]]
     ids = [client.get("/api/users/me").json["id"] for client in clients]
 
     def demote(index: int) -> int:
@@ -282,7 +306,7 @@ def test_two_admins_who_demote_each_other_leave_one(app: Flask) -> None:
         return clients[index].put(path, json=body, headers={"Origin": HERE}).status_code
 
     assert min(at_once(2, demote)) == 200
-    with app.extensions["engine"].connect() as connection:
+    with anywhere.extensions["engine"].connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM users WHERE role = 'admin'").scalar() == 1
 
 
