@@ -39,7 +39,7 @@ class Mailbox:
 class Job(Protocol):
     """What the pool runs."""
 
-    queued_at: float  # set by the pool when there is no thread for the job; until then infinite
+    queued_at: float  # set by the pool when no thread is free; infinite until then
 
     def run(self) -> None:
         """Called in a thread, unless the job was withdrawn or refused."""
@@ -131,11 +131,13 @@ class Pool:
     def _make_round(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         for job in list(self._waiting):
-            if now - job.queued_at < self._wait_s:
+            waited_s = now - job.queued_at
+            if waited_s >= self._wait_s:
+                if self.withdraw(job):
+                    self._refused += 1
+                    job.refuse()
+            elif waited_s >= self._round_s:
                 job.watch()
-            elif self.withdraw(job):
-                self._refused += 1
-                job.refuse()
         self._rounds = loop.call_later(self._round_s, self._make_round, loop) if self._waiting else None
 
     def withdraw(self, job: Job) -> bool:

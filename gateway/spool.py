@@ -8,8 +8,9 @@ import tempfile
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from threading import Event, Lock, RLock
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, BinaryIO
 
 from starlette.types import Message, Receive
@@ -23,12 +24,34 @@ if TYPE_CHECKING:
 
 KIB, MIB = 1024, 1024 * 1024
 CHUNK_BYTES = 64  # what a bytes object costs besides its content: a body of single bytes must not cost forty bodies
+BORROW_BYTES = 256 * KIB  # at once
 DISK_READ_BYTES = 256 * KIB
 DISK_WRITE_BYTES = 1 * MIB
 BODY_FREE_BYTES = 256 * KIB  # of one request body in memory, always
 BODY_MEMORY_BYTES = 16 * MIB  # of one request body in memory, at most
 
 log = logging.getLogger(__name__)
+
+
+class Gate:
+    """Where a thread waits for the loop: an Event that costs nothing until somebody waits."""
+
+    __slots__ = ("_waiter",)
+
+    def __init__(self) -> None:
+        self._waiter: Lock | None = None
+
+    def wait(self, ready: Callable[[], object], timeout_s: float | None = None) -> bool:
+        """Until it is `ready` or opened; false when that takes too long."""
+        waiter = self._waiter = Lock()
+        waiter.acquire()
+        return bool(ready()) or waiter.acquire(timeout=-1 if timeout_s is None else timeout_s)
+
+    def open(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            with suppress(RuntimeError):  # somebody else has opened it at the same time
+                waiter.release()
 
 
 class Store:
@@ -77,7 +100,7 @@ class Spool:
         self._borrowed = 0
         self._fd = -1
         self._start = self._end = 0  # of what is unread on disk
-        self._emptied = Event()  # where the writer waits for the reader
+        self._emptied = Gate()  # where the writer waits for the reader
         self._abandoned = False
 
     @property
@@ -102,33 +125,27 @@ class Spool:
     def keep(self, chunk: bytes) -> bool:
         """Add to memory if that is allowed and nothing is on disk. An empty spool takes any chunk."""
         with self._lock:
-            if self._start < self._end or not self._afford(len(chunk)):
+            if self._start < self._end:
                 return False
-            self._add(chunk)
+            cost = self.memory_bytes + len(chunk) + CHUNK_BYTES * (len(self._chunks) + 1)
+            if cost > self._free + self._borrowed and self._chunks and not self._borrow(cost):
+                return False
+            self._chunks.append(chunk)
+            self.memory_bytes += len(chunk)
             return True
+
+    def _borrow(self, cost: int) -> bool:
+        count = max(cost - self._free - self._borrowed, BORROW_BYTES)
+        if cost > self._most or not self._store.lend(count):
+            return False
+        self._borrowed += count
+        return True
 
     def append(self, chunk: bytes) -> None:
         """Add to memory whatever it costs, for a writer who has an eye on `memory_bytes` himself."""
         with self._lock:
-            self._add(chunk)
-
-    def _add(self, chunk: bytes) -> None:
-        if chunk:
             self._chunks.append(chunk)
             self.memory_bytes += len(chunk)
-
-    def _cost(self) -> int:
-        return self.memory_bytes + CHUNK_BYTES * len(self._chunks)
-
-    def _afford(self, count: int) -> bool:
-        cost = self._cost() + count + CHUNK_BYTES
-        needed = cost - self._free - self._borrowed
-        if needed <= 0 or not self._chunks:
-            return True
-        if cost > self._most or not self._store.lend(needed):
-            return False
-        self._borrowed += needed
-        return True
 
     def write(self, data: "ReadableBuffer") -> None:
         """Add to disk (blocks). Raises OSError when that fails; then nothing was added. Must not follow `append`."""
@@ -156,16 +173,16 @@ class Spool:
 
         Blocks when `on_disk`. Raises OSError when the file cannot be read or has become shorter.
         """
-        with self._lock:
-            on_disk = self.on_disk
-            data = b"" if on_disk else self._pop(most_bytes)
-        if on_disk:
+        if self.on_disk:
             data = os.pread(self._fd, min(self._end - self._start, DISK_READ_BYTES), self._start)
             if not data:
                 raise OSError("the file became shorter while it was read")
             self._start += len(data)
-        if not self.size and not self._emptied.is_set():
-            self._emptied.set()
+        else:
+            with self._lock:
+                data = self._pop(most_bytes)
+        if not self.size:
+            self._emptied.open()
         return data
 
     def _pop(self, most_bytes: int) -> bytes:
@@ -173,32 +190,30 @@ class Spool:
         allowed = self._older if self._start < self._end else len(chunks)
         if not allowed:
             return b""
-        parts = [chunks.popleft()]
-        count = len(parts[0])
-        while len(parts) < allowed and count + len(chunks[0]) <= most_bytes:
-            parts.append(chunks.popleft())
-            count += len(parts[-1])
-        self._older = max(0, self._older - len(parts))
+        data = chunks.popleft()
+        count, taken = len(data), 1
+        if allowed > 1 and count + len(chunks[0]) <= most_bytes:
+            parts = [data]
+            while taken < allowed and count + len(chunks[0]) <= most_bytes:
+                parts.append(chunks.popleft())
+                count += len(parts[-1])
+                taken += 1
+            data = b"".join(parts)
+        self._older = max(0, self._older - taken)
         self.memory_bytes -= count
-        if self._borrowed:
-            self._repay()
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _repay(self) -> None:
-        surplus = self._borrowed - max(0, self._cost() - self._free)
-        if surplus > 0:
-            self._borrowed -= surplus
-            self._store.take_back(surplus)
+        if self._borrowed and not chunks:
+            self._store.take_back(self._borrowed)
+            self._borrowed = 0
+        return data
 
     def wait_until_empty(self, timeout_s: float | None = None) -> bool:
         """For the writer. Also ends when the spool is abandoned; false when it takes too long."""
-        self._emptied.clear()
-        return not self.size or self._abandoned or self._emptied.wait(timeout_s)
+        return self._emptied.wait(lambda: not self.size or self._abandoned, timeout_s)
 
     def abandon(self) -> None:
         """Nobody reads any more."""
         self._abandoned = True
-        self._emptied.set()
+        self._emptied.open()
 
     def close(self) -> None:
         """Give everything back; only for a side that knows that the other one has finished."""
@@ -242,19 +257,19 @@ class Upload(io.RawIOBase):
         self.complete = False  # all of it is in the spool
         self._error: Exception | None = None  # why the rest will never come
         self._room: asyncio.Future[None] | None = None  # where the loop waits for the reader
-        self._arrived = Event()  # where the reader waits for the loop
+        self._arrived = Gate()  # where the reader waits for the loop
         self._rest = memoryview(b"")  # of the chunk that is being read
 
     # On the loop
 
-    async def receive_all(self) -> BinaryIO:
-        """The body, when all of it has come: a slow client holds no thread.
+    async def receive_all(self, message: Message) -> BinaryIO:
+        """The body that begins with `message`, when all of it has come: a slow client holds no thread.
 
         A disk that refuses ends the waiting: then the body is not `complete`, and `pump` must run while it is read.
         Raises BodyTruncated when the client left, RequestEntityTooLarge when it sent too much.
         """
-        chunk, last = self._count(await self._receive())
-        while self._spool.keep(chunk):
+        chunk, last = self._count(message)
+        while not chunk or self._spool.keep(chunk):
             if last:
                 self.complete = True
                 small = self._received <= BODY_FREE_BYTES
@@ -290,9 +305,10 @@ class Upload(io.RawIOBase):
             while not self.complete:
                 await self._wait_for_room()
                 chunk, last = self._count(await self._receive())
-                self._spool.append(chunk)
+                if chunk:
+                    self._spool.append(chunk)
                 self.complete = last
-                self._arrived.set()
+                self._arrived.open()
         except (BodyTruncated, RequestEntityTooLarge) as error:
             self._error = error
         finally:
@@ -303,7 +319,7 @@ class Upload(io.RawIOBase):
         """Nothing more will come: who reads on gets BodyTruncated, unless the body is complete."""
         if not self.complete and self._error is None:
             self._error = BodyTruncated(f"the request ended after {self._received} bytes of its body")
-        self._arrived.set()
+        self._arrived.open()
 
     async def _wait_for_room(self) -> None:
         while self._spool.memory_bytes >= self._window_bytes:
@@ -359,9 +375,7 @@ class Upload(io.RawIOBase):
                 raise error
             if complete:
                 return b""
-            self._arrived.clear()
-            if not (self._spool.size or self.complete or self._error):
-                self._arrived.wait()
+            self._arrived.wait(lambda: self._spool.size or self.complete or self._error)
 
     def _make_room(self) -> None:
         room = self._room

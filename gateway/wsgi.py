@@ -13,12 +13,10 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
-from email.utils import formatdate
 from math import ceil, inf
-from time import time
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import quote, unquote_to_bytes
-from wsgiref.types import WSGIApplication, WSGIEnvironment
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgiref.util import is_hop_by_hop
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,8 +26,6 @@ from .errors import BodyTruncated
 from .pool import Pool, Stats
 from .settings import Settings
 from .spool import MIB, Spool, Store, Upload
-
-Headers = list[tuple[bytes, bytes]]
 
 CACHED_NAMES = 1024  # clients choose header names: a cache of them must not grow without limit
 JOIN_BYTES = 65_536  # chunks that wait already are sent together as far as this
@@ -98,12 +94,11 @@ class Environs:
     def build(self, scope: Scope) -> WSGIEnvironment:
         """Everything but `wsgi.input`."""
         environ = self._base.copy()
-        raw_path = scope.get("raw_path") or quote(scope["path"]).encode()
-        path = (unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path).decode("latin-1")
+        path = scope.get("raw_path") or quote(scope["path"]).encode()
         query = scope["query_string"].decode("latin-1")
-        uri = raw_path.decode("latin-1")
+        uri = path.decode("latin-1")
         environ["REQUEST_METHOD"] = scope["method"]
-        environ["PATH_INFO"] = path
+        environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if b"%" in path else uri
         environ["QUERY_STRING"] = query
         environ["RAW_URI"] = environ["REQUEST_URI"] = f"{uri}?{query}" if query else uri
         environ["SERVER_PROTOCOL"] = "HTTP/" + scope["http_version"]
@@ -111,17 +106,31 @@ class Environs:
         keys = self._keys
         for name, value in scope["headers"]:
             key = keys[name]
-            text = value.decode("latin-1").strip(" \t")
-            if key in environ:
-                text = environ[key] + ("; " if key == "HTTP_COOKIE" else ",") + text
-            environ[key] = text
+            if key not in environ:
+                environ[key] = value.strip().decode("latin-1")
+            else:
+                separator = "; " if key == "HTTP_COOKIE" else ","
+                environ[key] += separator + value.strip().decode("latin-1")
         environ.pop("", None)
+        _add_addresses(environ, scope)
         if scope.get("root_path"):
             _split_prefix(environ, scope["root_path"])
-        _add_addresses(environ, scope)
         if "gateway.match" in scope:
             environ["gateway.match"] = scope["gateway.match"]
         return environ
+
+
+def _add_addresses(environ: WSGIEnvironment, scope: Scope) -> None:
+    host, port = scope.get("server") or ("", None)
+    if port is None:  # a unix socket: what the client says is all that is known
+        host, _, port = environ.get("HTTP_HOST", "").partition(":")
+        port = port or {"http": 80, "https": 443}.get(scope["scheme"], "")
+    environ["SERVER_NAME"], environ["SERVER_PORT"] = host, str(port)
+    client = scope.get("client")
+    if client:
+        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client[0], str(client[1])
+    else:
+        environ["REMOTE_ADDR"] = ""
 
 
 def _split_prefix(environ: WSGIEnvironment, root_path: str) -> None:
@@ -129,19 +138,6 @@ def _split_prefix(environ: WSGIEnvironment, root_path: str) -> None:
     path = environ["PATH_INFO"]
     if path == prefix or path.startswith(prefix + "/"):
         environ["SCRIPT_NAME"], environ["PATH_INFO"] = prefix, path[len(prefix) :]
-
-
-def _add_addresses(environ: WSGIEnvironment, scope: Scope) -> None:
-    host, port = scope.get("server") or ("", None)
-    if port is None:  # a unix socket: what the client says is all that is known
-        host, _, port = environ.get("HTTP_HOST", "").partition(":")
-        port = port or {"http": "80", "https": "443"}.get(scope["scheme"], "")
-    environ["SERVER_NAME"], environ["SERVER_PORT"] = host, str(port)
-    client = scope.get("client")
-    if client:
-        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client[0], str(client[1])
-    else:
-        environ["REMOTE_ADDR"] = ""
 
 
 # --- The response, as the client sees it
@@ -176,62 +172,41 @@ class _Names(dict[str, bytes]):
         return key
 
 
-class _Clock:
-    """The Date header, made once per second."""
-
-    def __init__(self) -> None:
-        self._header = (0, (b"date", b""))
-
-    def date(self) -> tuple[bytes, bytes]:
-        now = int(time())
-        second, header = self._header
-        if second != now:
-            header = (b"date", formatdate(now, usegmt=True).encode())
-            self._header = (now, header)
-        return header
-
-
-_statuses, _names, _clock = _Statuses(), _Names(), _Clock()
+_statuses, _names = _Statuses(), _Names()
 _value = re.compile(r"[ \t\x21-\x7e\x80-\xff]*")
-_BODILESS = frozenset({*range(100, 200), 204, 304})
+_BODILESS = frozenset([*range(100, 200), 204, 304])
 
 
 class Head:
-    """Status and headers of a response, checked: raises ValueError for what must not get on the wire."""
+    """Status and headers of the response to a method, checked. Raises ValueError for what must not go on the wire.
 
-    __slots__ = ("headers", "length", "status")
+    `body_bytes` is how long the body may be; None when only its end will tell.
+    """
 
-    def __init__(self, status: str, headers: Iterable[tuple[str, str]]) -> None:
+    __slots__ = ("body_bytes", "headers", "status")
+
+    def __init__(self, status: str, headers: Iterable[tuple[str, str]], method: str) -> None:
         self.status = _statuses[status]
-        self.headers: Headers = []
-        self.length: int | None = None
-        dated = False
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body_bytes: int | None = None
         for name, value in headers:
-            if not (value.isascii() and value.isprintable()) and not _value.fullmatch(value):
+            if not value.isprintable() and not _value.fullmatch(value):
                 raise ValueError(f"the value of header {name!r} has characters that do not belong there")
             key = _names[name]
-            if key == b"content-length":
-                self._set_length(value.strip(" \t"))
-            elif key == b"date":
-                if dated:
-                    continue
-                dated = True
-            if key:
-                self.headers.append((key, value.strip(" \t").encode("latin-1")))
-        if not dated:
-            self.headers.append(_clock.date())
+            field = value.encode("latin-1").strip()
+            if key and (key != b"content-length" or self._set_length(field)):
+                self.headers.append((key, field))
+        if method == "HEAD" or self.status in _BODILESS:
+            self.body_bytes = 0
 
-    def _set_length(self, text: str) -> None:
-        length = int(text) if text.isdigit() else -1
-        if length < 0 or self.length not in (None, length):
-            raise ValueError(f"{text!r} is not the content-length")
-        self.length = length
-
-    def body_length(self, method: str) -> int | None:
-        """Bytes that the client may get; None when only the end of the body will tell."""
-        if self.status < 200 or self.status == 204:
-            self.headers = [header for header in self.headers if header[0] != b"content-length"]
-        return 0 if method == "HEAD" or self.status in _BODILESS else self.length
+    def _set_length(self, field: bytes) -> bool:
+        """Whether the header is to be sent."""
+        length = int(field) if field.isdigit() else -1
+        if length < 0 or self.body_bytes not in (None, length):
+            raise ValueError(f"{field!r} is not the length of the body")
+        repeated = self.body_bytes is not None
+        self.body_bytes = length
+        return not repeated and self.status >= 200 and self.status != 204
 
 
 def _page(reason: str) -> bytes:
@@ -264,8 +239,18 @@ class Exchange:
     that it says. From its side the loop says `_gone`, and that there is room again.
     """
 
-    __slots__ = ("_backend", "_body", "_context", "_done", "_environ", "_error", "_future", "_gone", "_head", "_left",
-                 "_mailbox", "_method", "_receive", "_spool", "_upload", "_watcher", "queued_at")  # fmt: skip
+    queued_at = inf
+    _upload: Upload | None = None
+    _watcher: asyncio.Task[None] | None = None
+    _woken: asyncio.Future[None] | None = None
+    _head: Head | None = None
+    _left: int | None = None  # bytes that may still be sent; None: any number
+    _body: bytes | None = None
+    _spool: Spool | None = None
+    _error: BaseException | None = None
+    _begun = False  # the client may have seen the status already
+    _done = False
+    _gone = False
 
     def __init__(self, backend: "WsgiBackend", environ: WSGIEnvironment, receive: Receive) -> None:
         self._backend, self._environ, self._receive = backend, environ, receive
@@ -273,16 +258,6 @@ class Exchange:
         self._context = copy_context()
         self._mailbox = backend.pool.mailbox()
         self._future: asyncio.Future[None] = self._mailbox.loop.create_future()  # where the loop waits for the thread
-        self._watcher: asyncio.Task[None] | None = None
-        self._upload: Upload | None = None
-        self._head: Head | None = None
-        self._left: int | None = None  # bytes that may still be sent; None: any number
-        self._body: bytes | None = None
-        self._spool: Spool | None = None
-        self._error: BaseException | None = None
-        self._done = False
-        self._gone = False
-        self.queued_at = inf
 
     # --- In the thread
 
@@ -316,13 +291,8 @@ class Exchange:
                 exc_info = None
         elif self._head is not None:
             raise AssertionError("start_response was called before")
-        self._head = Head(status, headers)
+        self._head = Head(status, headers, self._method)
         return self._emit
-
-    @property
-    def _begun(self) -> bool:
-        """Whether the client may have seen the status already."""
-        return self._body is not None or self._spool is not None
 
     def _pass_on(self, chunks: Any) -> None:
         kind = type(chunks)
@@ -345,40 +315,49 @@ class Exchange:
             return False
         if self._gone:
             raise ClientGone
-        if self._error is not None:
+        if not self._begun:
+            self._begin()
+        elif self._error is not None:
             raise self._error
-        left = self._left if self._begun else self._begin()
+        left = self._left
         if left is not None:
             if len(chunk) >= left:
                 self._end(chunk[:left])
                 return len(chunk) == left
             self._left = left - len(chunk)
         self._put(chunk)
-        self._mailbox.wake(self._future)
+        self._wake()
         return True
 
-    def _begin(self) -> int | None:
+    def _begin(self) -> None:
         if self._head is None:
             raise AssertionError("the application did not call start_response")
-        self._left = self._head.body_length(self._method)
-        return self._left
+        self._left = self._head.body_bytes
 
     def _finish(self) -> None:
         """The application has no more to say."""
-        if self._error is not None:
+        if not self._begun:
+            self._begin()
+        elif self._error is not None:
             raise self._error
-        left = self._left if self._begun else self._begin()
-        if left:
-            raise RuntimeError(f"the body ends {left} bytes before its content-length")
+        if self._left:
+            raise RuntimeError(f"the body ends {self._left} bytes before its content-length")
         self._end(b"")
 
     def _end(self, last: bytes) -> None:
         if self._spool is None:
             self._body = last
+            self._begun = True
         elif last:
             self._put(last)
         self._done = True
-        self._mailbox.wake(self._future)
+        self._wake()
+
+    def _wake(self) -> None:
+        future = self._future
+        if future is not self._woken:
+            self._woken = future
+            self._mailbox.wake(future)
 
     def _fail(self, error: BaseException) -> None:
         if self._begun and not self._done:
@@ -388,12 +367,13 @@ class Exchange:
         if not self._begun:
             self._say("500 Internal Server Error", "text/html", _FAILED)
         self._done = True
-        self._mailbox.wake(self._future)
+        self._wake()
 
     def _say(self, status: str, kind: str, body: bytes, *more: tuple[str, str]) -> None:
         """The gateway's own words, where the application has none."""
-        self._head = Head(status, [("content-type", kind), ("content-length", str(len(body))), *more])
-        self._body = body[: self._begin()]
+        self._head = Head(status, [("content-type", kind), ("content-length", str(len(body))), *more], self._method)
+        self._body = body[: self._head.body_bytes]
+        self._begun = True
 
     def _put(self, chunk: bytes) -> None:
         """Into the spool. Waits while the client is too far behind."""
@@ -411,8 +391,9 @@ class Exchange:
     def _open_spool(self) -> Spool:
         settings = self._backend.settings
         ahead = settings.window_bytes + min(AHEAD_BYTES, settings.spool_response_bytes)
-        self._spool = Spool(self._backend.store, settings.window_bytes, ahead)
-        return self._spool
+        spool = self._spool = Spool(self._backend.store, settings.window_bytes, ahead)
+        self._begun = True
+        return spool
 
     def _spill(self, spool: Spool, chunk: bytes) -> bool:
         if spool.file_bytes >= self._backend.settings.spool_response_bytes:
@@ -430,7 +411,8 @@ class Exchange:
         if place is None or self._begun:
             return False
         fd, start, end = place
-        left = self._begin()
+        self._begin()
+        left = self._left
         if left is not None:
             end = min(end, start + left)
         if end - start <= self._backend.settings.window_bytes:
@@ -456,19 +438,33 @@ class Exchange:
             return True
         if length.isdecimal() and 0 < most_bytes < int(length):
             return self._answer("413 Request Entity Too Large", "text/html", _TOO_LARGE)
-        window_bytes = self._backend.settings.window_bytes
-        upload = Upload(
-            self._receive, self._backend.store, self._mailbox.wake, max_bytes=most_bytes, window_bytes=window_bytes
-        )
         try:
-            environ["wsgi.input"] = upload.stream() if streamed else await upload.receive_all()
+            environ["wsgi.input"] = await self._receive_body(streamed)
         except RequestEntityTooLarge:
             return self._answer("413 Request Entity Too Large", "text/html", _TOO_LARGE)
         except BodyTruncated:
             self.abandon()
             return False
-        self._upload = upload
         return True
+
+    async def _receive_body(self, streamed: bool) -> BinaryIO:
+        settings = self._backend.settings
+        message: Message = {} if streamed else await self._receive()
+        if message.get("type") == "http.request" and not message.get("more_body"):
+            body: bytes = message.get("body", b"")
+            if 0 < settings.max_body_bytes < len(body):
+                raise RequestEntityTooLarge
+            return io.BytesIO(body)
+        upload = Upload(
+            self._receive,
+            self._backend.store,
+            self._mailbox.wake,
+            max_bytes=settings.max_body_bytes,
+            window_bytes=settings.window_bytes,
+        )
+        body_file = upload.stream() if streamed else await upload.receive_all(message)
+        self._upload = upload
+        return body_file
 
     async def respond(self, send: Send) -> None:
         """Wait for the thread and send what it hands over. Raises what the application raised in mid-response."""
@@ -476,67 +472,41 @@ class Exchange:
             self.watch()
         try:
             await self._future
-            if self._spool is not None:
+            head, body = self._head, self._body
+            if head is None or not self._begun:
+                return
+            await send({"type": "http.response.start", "status": head.status, "headers": head.headers})
+            if body is not None:
+                await send({"type": "http.response.body", "body": body})
+            elif self._spool is not None:
                 await self._stream(send, self._spool)
-            elif self._body is not None:
-                await self._send_whole(send, self._body)
         finally:
             if not self._done:
                 self.abandon()
             if self._watcher is not None:
                 self._watcher.cancel()
 
-    async def _send_whole(self, send: Send, body: bytes) -> None:
-        await self._send_head(send)
-        await send({"type": "http.response.body", "body": body})
-
-    async def _send_head(self, send: Send) -> None:
-        if self._head is not None:
-            await send({"type": "http.response.start", "status": self._head.status, "headers": self._head.headers})
-
     async def _stream(self, send: Send, spool: Spool) -> None:
-        if self._done and self._error is None and spool.size <= JOIN_BYTES and not spool.spilled:
-            await self._send_whole(send, spool.take(JOIN_BYTES))
-            return
-        self.watch()
-        await self._send_head(send)
-        limit = asyncio.timeout(None)
-        try:
-            async with limit:
-                await self._send_chunks(send, spool, limit)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            log.info("Cut off a client that reads no more of %s %s", self._method, self._environ.get("RAW_URI"))
+        if not self._done or spool.size > JOIN_BYTES:
+            self.watch()
+        last = False
+        while not last and await self._can_go_on(spool):
+            chunk = await self._backend.store.read(spool, JOIN_BYTES)
+            last = self._done and self._error is None and not spool.size
+            await send({"type": "http.response.body", "body": chunk, "more_body": not last})
         if self._error is not None:
             error, self._error = self._error, None
             raise error if isinstance(error, Exception) else RuntimeError(repr(error)) from error
 
-    async def _send_chunks(self, send: Send, spool: Spool, limit: asyncio.Timeout) -> None:
-        time_s = self._mailbox.loop.time
-        timeout_s = self._backend.settings.send_timeout_s
-        last = False
-        while not last:
-            more = await self._more(spool)
-            if self._gone or not (more or self._error is None):
-                break
-            chunk = await self._backend.store.read(spool, JOIN_BYTES) if more else b""
-            last = self._done and self._error is None and not spool.size
-            limit.reschedule(time_s() + timeout_s)
-            await send({"type": "http.response.body", "body": chunk, "more_body": not last})
-            limit.reschedule(None)
-
-    async def _more(self, spool: Spool) -> bool:
-        """Wait for the next bytes. False when there will be none."""
-        while not self._gone:
+    async def _can_go_on(self, spool: Spool) -> bool:
+        """Wait for bytes, or for the proper end of the body."""
+        while not (spool.size or self._gone):
             future = self._future = self._mailbox.loop.create_future()  # before looking: what comes later wakes it
-            done = self._done
-            if spool.size:
-                return True
-            if done:
-                break
-            await future
-        return False
+            if self._done:
+                return bool(spool.size) or self._error is None
+            if not spool.size:
+                await future
+        return not self._gone
 
     def watch(self) -> None:
         """Notice when the client leaves. Ordinary responses do without."""
@@ -646,8 +616,12 @@ class WsgiBackend:
         return True
 
 
-def a2wsgi_backend(app: WSGIApplication, settings: Settings) -> ASGIApp:
-    """The same application behind the ecosystem's own bridge."""
+def a2wsgi_backend(app: WSGIApplication, settings: Settings, *, multiprocess: bool) -> ASGIApp:
+    """The same application behind the ecosystem's own bridge, with the faults that `tests/unit/test_wsgi.py` lists."""
     from a2wsgi import WSGIMiddleware
 
-    return cast(ASGIApp, WSGIMiddleware(cast(Any, app), workers=settings.threads))
+    def truthful(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ["wsgi.multiprocess"] = multiprocess
+        return app(environ, start_response)
+
+    return cast(ASGIApp, WSGIMiddleware(cast(Any, truthful), workers=settings.threads))
