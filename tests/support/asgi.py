@@ -27,10 +27,12 @@ class Answer:
 def http_scope(method: str = "GET", target: str = "/", headers: Iterable[Header] = (), **extra: Any) -> dict[str, Any]:
     path, _, query = target.partition("?")
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    if b"host" not in dict(raw):
+        raw.insert(0, (b"host", b"testserver"))
     return {
         "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": method,
         "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
-        "headers": [(b"host", b"testserver"), *raw], "client": ("127.0.0.1", 5000), "server": ("testserver", 80),
+        "headers": raw, "client": ("127.0.0.1", 5000), "server": ("testserver", 80),
         "state": {}, "extensions": {}, **extra,
     }  # fmt: skip
 

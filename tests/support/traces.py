@@ -1,7 +1,7 @@
-"""What a request leaves behind in the database and in the folders, and how to undo it."""
+"""What requests leave behind in the database and in the folders, and how to undo it."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, insert, text
+from sqlalchemy import DateTime, Table
 from sqlalchemy.engine import Connection, Engine
 
 from legacy_flask.models import Base
@@ -17,7 +17,8 @@ from legacy_flask.models import Base
 TABLES = Base.metadata.tables
 RANDOM = {"token_hash", "jti", "family", "password_hash"}
 
-Rows = dict[str, list[dict[str, Any]]]
+Row = tuple[Any, ...]  # as the driver gives it
+Rows = dict[str, list[Row]]
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,16 @@ class Snapshot:
 
     def __init__(self, engine: Engine, folder: Path, keep: Path) -> None:
         self._engine, self._folder, self._keep = engine, folder, keep
+        self._statements = {name: _statements(table, engine) for name, table in TABLES.items()}
         shutil.copytree(folder, keep)
         self._before = Traces(self._rows(), self._files())
 
     def traces(self) -> Traces:
-        """The state now. What no two requests share is masked: see `_plain`."""
+        """The state now. What no two requests share is masked: see `_masked`."""
         now, rows = datetime.now(UTC).replace(tzinfo=None), {}
-        for table, live in self._rows().items():
-            known = {_key(table, row): row for row in self._before.rows[table]}
-            rows[table] = [_plain(row, known.get(_key(table, row), {}), now) for row in live]
+        for name, live in self._rows().items():
+            known = {_key(name, row): row for row in self._before.rows[name]}
+            rows[name] = [_masked(name, row, known.get(_key(name, row)), now) for row in live]
         return Traces(rows, self._files())
 
     def restore(self) -> None:
@@ -50,9 +52,10 @@ class Snapshot:
         if changed:
             with _unchecked(self._engine) as connection:
                 for name in changed:
-                    connection.execute(delete(TABLES[name]))
+                    _, delete, insert = self._statements[name]
+                    connection.exec_driver_sql(delete)
                     if self._before.rows[name]:
-                        connection.execute(insert(TABLES[name]), self._before.rows[name])
+                        connection.exec_driver_sql(insert, self._before.rows[name])
         if self._engine.dialect.name != "sqlite":
             self._reset_counters()
         if self._files() != self._before.files:
@@ -62,8 +65,8 @@ class Snapshot:
     def _rows(self) -> Rows:
         with self._engine.connect() as connection:
             return {
-                name: [dict(row._mapping) for row in connection.execute(table.select().order_by(*table.primary_key))]
-                for name, table in TABLES.items()
+                name: [tuple(row) for row in connection.exec_driver_sql(select)]
+                for name, (select, _, _) in self._statements.items()
             }
 
     def _files(self) -> dict[str, str]:
@@ -74,10 +77,24 @@ class Snapshot:
         """MariaDB does not give back an id that a deleted or refused row has used; SQLite does."""
         counters = "SELECT table_name, auto_increment FROM information_schema.tables WHERE table_schema = DATABASE()"
         with self._engine.begin() as connection:
-            for name, counter in connection.execute(text(counters)).all():
-                first = max((row["id"] for row in self._before.rows[name]), default=0) + 1 if counter else counter
+            for name, counter in connection.exec_driver_sql(counters).all():
+                first = max((row[0] for row in self._before.rows[name]), default=0) + 1 if counter else counter
                 if counter != first:
-                    connection.execute(text(f"ALTER TABLE `{name}` AUTO_INCREMENT = {first}"))
+                    connection.exec_driver_sql(f"ALTER TABLE `{name}` AUTO_INCREMENT = {first}")
+
+
+def _statements(table: Table, engine: Engine) -> tuple[str, str, str]:
+    """SELECT, DELETE and INSERT of whole rows, for the driver itself: converting types would take most of the time."""
+    quote = engine.dialect.identifier_preparer.quote
+    columns = ", ".join(quote(column.name) for column in table.columns)
+    marks = ", ".join("?" if engine.dialect.name == "sqlite" else "%s" for _ in table.columns)
+    order = ", ".join(quote(column.name) for column in table.primary_key)
+    name = quote(table.name)
+    return (
+        f"SELECT {columns} FROM {name} ORDER BY {order}",
+        f"DELETE FROM {name}",
+        f"INSERT INTO {name} ({columns}) VALUES ({marks})",
+    )
 
 
 @contextmanager
@@ -94,20 +111,25 @@ def _unchecked(engine: Engine) -> Iterator[Connection]:
         cursor.close()
 
 
-def _key(table: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[column.name] for column in TABLES[table].primary_key)
+def _key(table: str, row: Row) -> Row:
+    return row[: len(TABLES[table].primary_key)]
 
 
-def _plain(row: Mapping[str, Any], before: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+def _masked(table: str, row: Row, before: Row | None, now: datetime) -> Row:
     """The row with what is new and by nature different replaced: times by minutes from now, chance by a word."""
-    plain = dict(row)
-    for name, value in row.items():
-        if before and before[name] == value:
-            continue
-        if isinstance(value, datetime):
-            plain[name] = f"in {round((value - now).total_seconds() / 60)} minutes"
-        elif name in RANDOM and value is not None:
-            plain[name] = "random"
-        elif name == "served_by":
-            plain[name] = "this side"
-    return plain
+    if row == before:
+        return row
+    old: Sequence[Any] = before or [None] * len(row)
+    return tuple(
+        value if value is None or value == known else _plain(column.name, column.type, value, now)
+        for column, value, known in zip(TABLES[table].columns, row, old, strict=True)
+    )
+
+
+def _plain(name: str, kind: object, value: Any, now: datetime) -> Any:
+    if isinstance(kind, DateTime):
+        time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+        return f"in {round((time - now).total_seconds() / 60)} minutes"
+    if name in RANDOM:
+        return "random"
+    return "this side" if name == "served_by" else value
