@@ -91,7 +91,11 @@ class Gateway:
         route = match.route if match else None
         flags = self._flags.current
         split = route is not None and method in route.ported and flags[route.key].needs_subject
-        who = await self._identity.identify(scope, subject=split) if split or self._identity.active else None
+        who: Identity | None = None
+        if split:
+            who = await self._identity.identify(scope)
+        elif self._identity.active:
+            who = self._identity.look(scope)
         if route is None:
             return "", (NEW if match else UNMATCHED), who
         caller = Caller(who.subject) if split and who else NOBODY
@@ -136,8 +140,7 @@ class Gateway:
         if self._hops:
             _believe_proxies(scope, self._hops)
         if self._identity.active:
-            who = await self._identity.identify(scope, subject=False)
-            scope = await self._identity.present(scope, who, Backend.FASTAPI)
+            scope = await self._identity.present(scope, self._identity.look(scope), Backend.FASTAPI)
         await self._fastapi(scope, receive, send)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:

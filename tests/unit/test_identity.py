@@ -839,7 +839,7 @@ async def test_sessions_that_cannot_be_made_are_not_forged(opens: StoredSession 
 async def test_a_store_that_hangs_costs_a_bounded_wait_and_then_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.identity._STORE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("gateway.sessions.STORE_TIMEOUT_S", 0.2)
     app = legacy_app()
     app.session_interface = store = FileSessions(tmp_path, delay_s=2.0)
     bridge = IdentityBridge(app, SETTINGS, OWN)
@@ -882,7 +882,7 @@ async def test_a_legacy_route_asks_the_store_only_when_somebody_needs_to_know(tm
     app.session_interface = store = FileSessions(tmp_path)
     bridge = IdentityBridge(app, SETTINGS, OWN)
     scope = http_scope("GET", "/", [("cookie", "session=abc")])
-    who = await bridge.identify(scope, subject=False)
+    who = bridge.look(scope)
     assert scope is await bridge.present(scope, who, Backend.LEGACY)
     assert set() == store.threads
 
@@ -928,8 +928,8 @@ async def test_a_signed_in_user_is_the_subject_before_any_key() -> None:
 
 
 async def test_the_anonymous_cookie_is_set_once_and_stays_the_same(bridge: IdentityBridge) -> None:
+    assert bridge.look(http_scope()).fresh_cookie is None
     who = await bridge.identify(http_scope())
-    assert who.fresh_cookie is None
     first = who.subject
     name, line = who.fresh_cookie
     assert b"set-cookie" == name
@@ -1083,10 +1083,19 @@ def test_a_configured_secret_is_used_and_leaves_no_file(tmp_path: Path) -> None:
         own_secret(Settings(secret_key="dev"))
 
 
-def test_a_secret_that_cannot_be_kept_or_is_broken_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="set GATEWAY_SECRET_KEY"):
-        own_secret(Settings(state=str(tmp_path / "file")))
-    (tmp_path / "secret_key").write_text("half")
-    with pytest.raises(ConfigError, match="delete it"):
-        own_secret(Settings(state=str(tmp_path)))
+def test_where_no_secret_can_be_kept_one_is_made_for_this_run_and_that_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "state").write_text("no directory")
+    settings = Settings(state=str(tmp_path / "state"))
+    assert (64, 64) == (len(own_secret(settings)), len(own_secret(settings)))
+    assert own_secret(settings) != own_secret(settings)
+    assert {"WARNING"} == {record.levelname for record in caplog.records}
+    assert "set GATEWAY_SECRET_KEY" in caplog.text
+
+
+def test_a_damaged_secret_says_what_to_do(tmp_path: Path) -> None:
+    for damaged in (b"half", b"\xff" * 64, b""):
+        (tmp_path / "secret_key").write_bytes(damaged)
+        with pytest.raises(ConfigError, match="delete it"):
+            own_secret(Settings(state=str(tmp_path)))
