@@ -27,6 +27,7 @@ from uvicorn.protocols.http.httptools_impl import (
     HttpToolsProtocol,
     RequestResponseCycle,
 )
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from .settings import Settings
@@ -35,6 +36,7 @@ LOOK_S = 0.25  # between two looks at the deadlines of all connections
 LINGER_S = 5.0  # for a client that still sends when it already has its answer
 RETIRE_S = 0.5  # kept-alive connections stay open so long on shutdown, for a request that is on its way
 GONE_S = 0.4  # without one byte of a stream, after which a client that closed its side counts as gone
+WEBSOCKET_LINE = 8000  # bytes in one header of a handshake; the websockets library says nothing above 8192
 
 # What the client is sending.
 IDLE, HEAD, BODY, DEAF = "nothing", "a head", "a body", "no matter what"
@@ -51,7 +53,7 @@ class Config(uvicorn.Config):
     """uvicorn's configuration, with ours beside it."""
 
     def __init__(self, settings: Settings, app: Any, **options: Any) -> None:
-        super().__init__(app, http=GatewayProtocol, **options)
+        super().__init__(app, http=GatewayProtocol, ws=SocketProtocol, **options)
         self.settings = settings
         self.watched = False  # whether this process looks at its connections already
 
@@ -358,6 +360,8 @@ class GatewayProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self.upgrading = "websocket" if self._is_websocket(version, method, fields) else "ignored"
             if self.upgrading == "websocket":
+                if max(len(line) for line in (self.url, *fields.values())) > WEBSOCKET_LINE:
+                    raise Refused(431, "a line is too long for a websocket")
                 return
         self.cycle = Cycle(
             self,
@@ -578,6 +582,16 @@ class GatewayProtocol(HttpToolsProtocol):
             self.transport.close()
         else:
             self._refuse(408, f"too slow with {self.reading}")
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's websockets, which take a handshake that was answered in plain HTTP for one that was forgotten."""
+
+    @override
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True
 
 
 def _refusal(status: int, reason: str) -> ASGI3Application:

@@ -87,7 +87,6 @@ def _config(settings: Settings, factory: str) -> Config:
         factory=True,
         interface="asgi3",
         loop="uvloop",
-        ws="websockets-sansio",  # has the extension that answers a socket to legacy as Flask would
         lifespan="on",
         log_config=logs,
         log_level=settings.log_level,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -800,13 +801,16 @@ def test_a_slow_reader_is_not_cut_off() -> None:
         await flood(scope, receive, send)
         ended.set()
 
-    with listening(app, log_level="critical", send_timeout_s=1.5, drain_s=0) as port:
-        with Wire(port, head(line=b"GET /slowly HTTP/1.1")) as wire:
-            begun = time.monotonic()
-            while time.monotonic() - begun < 3.5:
-                wire.sock.recv(8000)
-                time.sleep(0.02)  # the pace is what is tested
-            assert not ended.is_set()
+    with (
+        listening(app, log_level="critical", send_timeout_s=1.5, drain_s=0) as port,
+        Wire(port, head(line=b"GET /slowly HTTP/1.1")) as wire,
+    ):
+        begun = time.monotonic()
+        while time.monotonic() - begun < 3.5:
+            wire.sock.recv(8000)
+            time.sleep(0.02)  # the pace is what is tested
+        assert not ended.is_set()
+        wire.sock.close()
 
 
 def test_two_hundred_slow_heads_do_not_stop_a_healthy_client(port: int) -> None:
@@ -885,6 +889,26 @@ def test_a_refused_websocket_gets_a_whole_http_answer(ws_port: int) -> None:
     assert (404, b"<p>no") == (answer.status_code, answer.body)
     assert answer.headers.get_all("set-cookie") == ["a=1", "b=2"]
     assert (1, "text/html") == (len(answer.headers.get_all("date")), answer.headers["content-type"])
+
+
+def test_a_refused_websocket_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("uvicorn.error")
+    logger.addHandler(caplog.handler)
+    try:
+        with (
+            listening(sockets, log_level="info") as port,
+            Wire(port, head(*WEBSOCKET, line=b"GET /none HTTP/1.1")) as wire,
+        ):
+            assert wire.answer().status == 404
+            assert wire.closed()
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert [] == [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_handshake_that_is_too_large_for_a_websocket_is_a_431(ws_port: int) -> None:
+    with Wire(ws_port, head(*WEBSOCKET, b"Cookie: " + b"x" * 8001)) as wire:
+        assert wire.answer().status == 431
 
 
 def test_an_upgrade_behind_an_unfinished_request_is_an_ordinary_request(ws_port: int) -> None:
