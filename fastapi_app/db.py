@@ -43,15 +43,17 @@ class Database:
     The pool alone hands connections out in no particular order, which costs the unlucky ones seconds under load.
     """
 
-    def __init__(self, url: str, *, pool_size: int = POOL_SIZE, wait_s: float = WAIT_S) -> None:
+    def __init__(
+        self, url: str, *, pool_size: int = POOL_SIZE, max_overflow: int = MAX_OVERFLOW, wait_s: float = WAIT_S
+    ) -> None:
         """Raises DatabaseUnavailable for a URL that no driver understands. Connects to nothing yet."""
         try:
             parsed = make_url(url)
         except ArgumentError:
             raise DatabaseUnavailable("DATABASE_URL is not the address of a database") from None
-        self.engine = _open_engine(parsed, pool_size)
+        self.engine = _open_engine(parsed, pool_size, max_overflow)
         self._writing = self.engine.execution_options(write=True)
-        self._gate = asyncio.Semaphore(pool_size + MAX_OVERFLOW)
+        self._gate = asyncio.Semaphore(pool_size + max_overflow)
         self._wait_s = wait_s
 
     @property
@@ -176,10 +178,10 @@ def _by_id(table: Table, lock: bool) -> Executable:
     return statement.with_for_update() if lock else statement
 
 
-def _open_engine(url: URL, pool_size: int) -> AsyncEngine:
+def _open_engine(url: URL, pool_size: int, max_overflow: int) -> AsyncEngine:
     options: dict[str, Any] = {
         "pool_size": pool_size,
-        "max_overflow": MAX_OVERFLOW,
+        "max_overflow": max_overflow,
         "json_serializer": _to_json,
         "json_deserializer": decode,
     }

@@ -27,10 +27,14 @@ _RANGE = re.compile(
     r"[ \t]* bytes [ \t]* = [ \t]* (?: ([0-9]+) [ \t]* - [ \t]* ([0-9]*) | - ([0-9]+) ) [ \t]*",
     re.ASCII | re.VERBOSE | re.IGNORECASE,
 )
+_ANY = "\0"  # no tag can be this
 
 
 class Stream(Response):
-    """A body that is sent while it is made. The making stops, and cleans up, as soon as the client has left."""
+    """A body that is sent while it is made. The making is cancelled as soon as the client has left.
+
+    Whoever makes it shields what has to be awaited while cleaning up.
+    """
 
     def __init__(self, chunks: AsyncGenerator[bytes, None], status: int, headers: Mapping[str, str]) -> None:
         self._chunks = chunks
@@ -156,16 +160,16 @@ def _unmodified(asked: Mapping[str, str], etag: str, changed: datetime | None, i
     if if_range and not condition_date:
         return _unquote(if_range) == etag
     if none_match := _etags(asked.get("if-none-match")):
-        unmodified = bool({"*", etag, f"W/{etag}"} & none_match)
+        unmodified = bool({_ANY, etag, f"W/{etag}"} & none_match)
     if match := _etags(asked.get("if-match")):
         unmodified = etag not in match
     return unmodified
 
 
 def _etags(header: str | None) -> set[str]:
-    """The tags without quotes, weak ones marked with `W/`; `*` stands for any."""
+    """The tags without quotes, weak ones marked with `W/`."""
     if header == "*":
-        return {"*"}
+        return {_ANY}
     tags, position = set(), 0
     while header:
         match = _ETAG.match(header, position)

@@ -19,7 +19,7 @@ from .audit import audit
 from .auth import REFRESH_COOKIE, forget_cookies, revoke, sign_in, user_json
 from .cookies import read_cookie, set_cookie
 from .db import Db, DbDep
-from .http import ApiError, is_json, json_body, json_response, success, text
+from .http import ApiError, is_json, json_body, json_response, success
 from .identity import (
     ACCESS_COOKIE,
     Anybody,
@@ -30,7 +30,7 @@ from .identity import (
     same_origin,
     token_hash,
 )
-from .jwts import ACCESS, LIFETIME_S, MAX_LENGTH, REFRESH, Claims
+from .jwts import ACCESS, LIFETIME_S, REFRESH, Claims
 from .models import revoked_tokens, user_sessions, utcnow
 
 router = APIRouter(prefix="/auth/token", tags=["tokens"])
@@ -115,8 +115,8 @@ async def _spend(connection: AsyncConnection, jti: str, family: str) -> None:
 async def _given(request: Request) -> tuple[str, bool]:
     """The refresh token, and whether the browser added it on its own."""
     data = await json_body(request) if is_json(request) and request.headers.get("content-length") != "0" else {}
-    token_text = text(data, "refresh_token", MAX_LENGTH)
-    return (token_text, False) if token_text else (read_cookie(request, REFRESH_COOKIE), True)
+    given = data.get("refresh_token")
+    return (given, False) if isinstance(given, str) else (read_cookie(request, REFRESH_COOKIE), True)
 
 
 def _refuse_other_sites(request: Request, who: SignIn, *, from_cookie: bool) -> None:

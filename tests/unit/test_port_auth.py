@@ -1,0 +1,360 @@
+"""Who the port takes a request for: tokens, cookies, both, and whatever else somebody sends."""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import insert, text
+
+from fastapi_app import create_app
+from fastapi_app.identity import token_hash
+from fastapi_app.jwts import ACCESS, AUDIENCE, ISSUER, Signer
+from fastapi_app.models import user_sessions, users, utcnow
+from fastapi_app.passwords import hash_password
+from fastapi_app.sessions import LIFETIME
+from tests.support.asgi import Answer, Lifespan, ask
+
+SECRET, PASSWORD = "s" * 32, "Right-pass-1"
+SAME_SITE = {"origin": "http://testserver"}
+
+
+class Client:
+    """A program or a browser: it keeps cookies when `browser`."""
+
+    def __init__(self, app: FastAPI, *, browser: bool = False) -> None:
+        self._app, self._browser = app, browser
+        self.cookies: dict[str, str] = {}
+        self.headers: dict[str, str] = {}
+
+    async def __call__(self, method: str, target: str, body: Any = None, **headers: str) -> Answer:
+        sent = self.headers | {name.replace("_", "-"): value for name, value in headers.items()}
+        if self.cookies:
+            sent["cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        content = b"" if body is None else json.dumps(body).encode()
+        if body is not None:
+            sent["content-type"] = "application/json"
+        answer = await ask(self._app, method, target, sent.items(), content)
+        if self._browser:
+            for cookie in answer.get_all("set-cookie"):
+                name, _, value = cookie.partition(";")[0].partition("=")
+                self.cookies[name] = value
+        return answer
+
+    async def whoami(self, **headers: str) -> str | None:
+        """The name under which a protected route answers; None for 401."""
+        answer = await self("GET", "/api/users/me", **headers)
+        assert answer.status in (200, 401)
+        return str(json.loads(answer.body)["username"]) if answer.status == 200 else None
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+@pytest.fixture
+async def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FastAPI]:
+    env = {
+        "SECRET_KEY": SECRET,
+        "BCRYPT_ROUNDS": "4",
+        "DATA_PATH": f"{tmp_path}/data",
+        "LIBRARY_PATH": f"{tmp_path}/library",
+        "DATABASE_URL": f"sqlite:///{tmp_path}/app.sqlite3",
+    }
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    app = create_app()
+    async with Lifespan(app):
+        hashed = await hash_password(PASSWORD, 4)
+        rows = [{"username": name, "password_hash": hashed, "role": "user"} for name in ("alice", "bob")]
+        async with app.state.database.connect(write=True) as connection, connection.begin():
+            await connection.execute(insert(users), rows)
+        yield app
+
+
+async def sql(app: FastAPI, statement: str) -> None:
+    async with app.state.database.connect(write=True) as connection, connection.begin():
+        await connection.execute(text(statement))
+
+
+async def tokens(app: FastAPI, name: str = "alice") -> dict[str, Any]:
+    answer = await Client(app)("POST", "/auth/token", {"username": name, "password": PASSWORD})
+    assert 200 == answer.status
+    return dict(json.loads(answer.body))
+
+
+async def browser(app: FastAPI, name: str = "alice") -> Client:
+    client = Client(app, browser=True)
+    assert 200 == (await client("POST", "/auth/login", {"username": name, "password": PASSWORD})).status
+    return client
+
+
+async def refresh(app: FastAPI, token: str) -> Answer:
+    return await Client(app)("POST", "/auth/token/refresh", {"refresh_token": token})
+
+
+# Tokens
+
+
+async def test_a_password_buys_a_token_that_names_its_owner(app: FastAPI) -> None:
+    bought = await tokens(app)
+    assert ("Bearer", 900, "alice") == (bought["token_type"], bought["expires_in"], bought["user"]["username"])
+    assert "alice" == await Client(app).whoami(**bearer(bought["access_token"]))
+
+
+async def test_a_wrong_password_buys_nothing_and_counts(app: FastAPI) -> None:
+    client = Client(app)
+    wrong = {"username": "alice", "password": "wrong"}
+    statuses = [(await client("POST", "/auth/token", wrong)).status for _ in range(6)]
+    assert [401] * 5 + [429] == statuses
+    assert 429 == (await client("POST", "/auth/login", {"username": "alice", "password": PASSWORD})).status
+
+
+async def test_a_session_buys_tokens_of_the_same_sign_in(app: FastAPI) -> None:
+    client = await browser(app)
+    answer = await client("POST", "/auth/token", **SAME_SITE)
+    token = json.loads(answer.body)["access_token"]
+    assert "alice" == await Client(app).whoami(**bearer(token))
+    assert 200 == (await client("POST", "/auth/logout", **SAME_SITE)).status
+    assert await Client(app).whoami(**bearer(token)) is None
+
+
+async def test_a_session_buys_nothing_for_another_site(app: FastAPI) -> None:
+    client = await browser(app)
+    for origin in ({}, {"origin": "https://evil.test"}):
+        assert 403 == (await client("POST", "/auth/token", **origin)).status
+
+
+async def test_nobody_buys_nothing(app: FastAPI) -> None:
+    assert 401 == (await Client(app)("POST", "/auth/token")).status
+
+
+async def test_tokens_are_never_kept_by_caches(app: FastAPI) -> None:
+    answer = await Client(app)("POST", "/auth/token", {"username": "alice", "password": PASSWORD})
+    assert "no-store" == answer.get("cache-control")
+
+
+async def test_a_refresh_token_is_good_for_one_successor(app: FastAPI) -> None:
+    first = (await tokens(app))["refresh_token"]
+    answer = await refresh(app, first)
+    second = json.loads(answer.body)
+    assert (200, 401) == (answer.status, (await refresh(app, first)).status)
+    assert "alice" == await Client(app).whoami(**bearer(second["access_token"]))
+    assert 200 == (await refresh(app, second["refresh_token"])).status
+
+
+async def test_of_twenty_refreshes_at_once_one_succeeds_and_its_successor_works(app: FastAPI) -> None:
+    token = (await tokens(app))["refresh_token"]
+    answers = await asyncio.gather(*(refresh(app, token) for _ in range(20)))
+    assert [200] + [401] * 19 == sorted(answer.status for answer in answers)
+    successor = next(json.loads(answer.body) for answer in answers if answer.status == 200)
+    assert "alice" == await Client(app).whoami(**bearer(successor["access_token"]))
+    assert 200 == (await refresh(app, successor["refresh_token"])).status
+
+
+async def test_a_spent_token_that_returns_later_ends_its_family_and_its_sign_in(app: FastAPI) -> None:
+    stolen, other = await tokens(app), await tokens(app)
+    successor = json.loads((await refresh(app, stolen["refresh_token"])).body)
+    await sql(app, "UPDATE revoked_tokens SET expires_at = datetime(expires_at, '-11 seconds') || '.000000'")
+    assert 401 == (await refresh(app, stolen["refresh_token"])).status
+    assert 401 == (await refresh(app, successor["refresh_token"])).status
+    for token in (stolen, successor):
+        assert await Client(app).whoami(**bearer(token["access_token"])) is None
+    assert "alice" == await Client(app).whoami(**bearer(other["access_token"]))
+
+
+async def test_revoking_ends_the_family_and_leaves_the_session(app: FastAPI) -> None:
+    client = await browser(app)
+    bought = json.loads((await client("POST", "/auth/token", **SAME_SITE)).body)
+    answer = await Client(app)("POST", "/auth/token/revoke", {"refresh_token": bought["refresh_token"]})
+    assert 200 == answer.status
+    assert await Client(app).whoami(**bearer(bought["access_token"])) is None
+    assert 401 == (await refresh(app, bought["refresh_token"])).status
+    assert "alice" == await client.whoami()
+
+
+@pytest.mark.parametrize("body", [{"refresh_token": "x"}, {"refresh_token": 5}, None])
+async def test_revoking_never_says_whether_there_was_anything(app: FastAPI, body: Any) -> None:
+    assert 200 == (await Client(app)("POST", "/auth/token/revoke", body)).status
+
+
+# Tokens in cookies
+
+
+async def cookie_client(app: FastAPI) -> tuple[Client, Answer]:
+    client = Client(app, browser=True)
+    wanted = {"username": "alice", "password": PASSWORD, "cookies": True}
+    return client, await client("POST", "/auth/token", wanted)
+
+
+async def test_tokens_in_cookies_are_hidden_from_scripts(app: FastAPI) -> None:
+    client, answer = await cookie_client(app)
+    assert not {"access_token", "refresh_token"} & json.loads(answer.body).keys()
+    assert {"access_token", "refresh_token"} == client.cookies.keys()
+    for cookie in answer.get_all("set-cookie"):
+        assert {"HttpOnly", "Path=/", "SameSite=Lax"} <= set(cookie.split("; "))
+    assert "alice" == await client.whoami()
+
+
+async def test_a_cookie_is_refreshed_for_its_own_site_only(app: FastAPI) -> None:
+    client, _ = await cookie_client(app)
+    before = dict(client.cookies)
+    assert 403 == (await client("POST", "/auth/token/refresh", origin="https://evil.test")).status
+    assert 200 == (await client("POST", "/auth/token/refresh", **SAME_SITE)).status
+    assert not set(before.values()) & set(client.cookies.values())
+    assert "alice" == await client.whoami()
+
+
+async def test_signing_out_takes_the_cookies_away(app: FastAPI) -> None:
+    client, _ = await cookie_client(app)
+    kept = dict(client.cookies)
+    assert 200 == (await client("POST", "/auth/logout", **SAME_SITE)).status
+    assert ["", ""] == [client.cookies[name] for name in ("access_token", "refresh_token")]
+    client.cookies = kept
+    assert await client.whoami() is None
+
+
+async def test_an_old_token_cookie_does_not_disturb_a_session(app: FastAPI) -> None:
+    client = await browser(app)
+    client.cookies["access_token"] = "expired"
+    assert "alice" == await client.whoami()
+
+
+# Several credentials, and hostile ones
+
+
+async def test_a_bearer_of_one_and_a_session_of_another_are_refused(app: FastAPI) -> None:
+    client, of_bob = await browser(app), (await tokens(app, "bob"))["access_token"]
+    assert await client.whoami(**bearer(of_bob)) is None
+    answer = await client("GET", "/auth/check", **bearer(of_bob))
+    assert b'{"authenticated":false,"user":null}\n' == answer.body
+
+
+async def test_a_bearer_and_a_session_of_the_same_user_agree(app: FastAPI) -> None:
+    client = await browser(app)
+    assert "alice" == await client.whoami(**bearer((await tokens(app))["access_token"]))
+
+
+async def test_a_bearer_that_is_not_valid_is_not_made_good_by_a_session(app: FastAPI) -> None:
+    assert await (await browser(app)).whoami(**bearer("junk")) is None
+
+
+def signed(key: str = SECRET, typ: str = ACCESS, **changes: Any) -> str:
+    now = int(time.time())
+    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "1", "sid": "x", "jti": "j", "iat": now, "exp": now + 60} | changes
+    claims = {name: value for name, value in claims.items() if value is not None}
+    payload = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(
+        b"="
+    )  # even what the library refuses to sign
+    header = base64.urlsafe_b64encode(json.dumps({"alg": "HS256", "typ": typ}).encode()).rstrip(b"=")
+    digest = jwt.get_algorithm_by_name("HS256").sign(header + b"." + payload, key.encode())
+    return (header + b"." + payload + b"." + base64.urlsafe_b64encode(digest).rstrip(b"=")).decode()
+
+
+HOSTILE = {
+    "none": jwt.encode({"sub": "1", "sid": "x"}, None, "none"),
+    "another key": signed(key="t" * 32),
+    "expired": signed(exp=1),
+    "without expiry": signed(exp=None),
+    "another issuer": signed(iss="else"),
+    "another audience": signed(aud="else"),
+    "any token": signed(typ="JWT"),
+    "a number as subject": signed(sub=1),
+    "no number as subject": signed(sub="one"),
+    "another script's digits": signed(sub="\u0661"),
+    "a huge subject": signed(sub="9" * 99),
+    "an object as sign-in": signed(sid={"a": 1}),
+    "without sign-in": signed(sid=None),
+    "a list as name": signed(jti=["a"]),
+    "from the future": signed(nbf=2**40),
+    "not finite": signed(exp=float("inf")),
+    "long": "a" * 60_000,
+    "three dots": "...",
+    "no text": "\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("token", HOSTILE.values(), ids=HOSTILE.keys())
+async def test_a_hostile_token_is_nobody_and_never_an_error(app: FastAPI, token: str) -> None:
+    now = utcnow()
+    row = {"user_id": 1, "token_hash": token_hash("x"), "expires_at": now + LIFETIME}
+    async with app.state.database.connect(write=True) as connection, connection.begin():
+        await connection.execute(insert(user_sessions), row)
+    assert "alice" == await Client(app).whoami(**bearer(signed()))  # only the token is at fault
+    assert await Client(app).whoami(**bearer(token)) is None
+    assert 401 == (await refresh(app, token)).status
+
+
+async def test_neither_kind_of_token_does_the_work_of_the_other(app: FastAPI) -> None:
+    bought = await tokens(app)
+    assert 401 == (await refresh(app, bought["access_token"])).status
+    assert await Client(app).whoami(**bearer(bought["refresh_token"])) is None
+
+
+async def test_a_token_of_somebody_elses_sign_in_is_worth_nothing(app: FastAPI) -> None:
+    bought = jwt.decode((await tokens(app))["access_token"], options={"verify_signature": False})
+    forged = Signer(SECRET).mint(ACCESS, 2, bought["sid"], "")
+    assert await Client(app).whoami(**bearer(forged)) is None
+
+
+async def test_a_user_who_is_switched_off_is_out_at_once(app: FastAPI) -> None:
+    client, bought = await browser(app), await tokens(app)
+    await sql(app, "UPDATE users SET is_active = 0")
+    assert await client.whoami() is None
+    assert await Client(app).whoami(**bearer(bought["access_token"])) is None
+    assert 401 == (await refresh(app, bought["refresh_token"])).status
+
+
+async def test_a_role_counts_from_the_next_request_on(app: FastAPI) -> None:
+    client = await browser(app)
+    assert 403 == (await client("GET", "/api/users/")).status
+    await sql(app, "UPDATE users SET role = 'admin' WHERE username = 'alice'")
+    assert 200 == (await client("GET", "/api/users/")).status
+
+
+# Requests that another site may have caused
+
+CHANGE = ("POST", "/api/artists/", {"name": "New"})
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 403),
+        ({"origin": "http://testserver"}, 201),
+        ({"referer": "http://testserver/artists"}, 201),
+        ({"origin": "http://TESTSERVER:80"}, 201),
+        ({"origin": "http://testserver:8080"}, 403),
+        ({"origin": "https://evil.test"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://testserver.evil.test"}, 403),
+        ({"origin": "http://[", "referer": "http://testserver/"}, 403),
+        ({"x_csrf_token": "wrong"}, 403),
+    ],
+)
+async def test_a_cookie_changes_things_for_its_own_site_only(
+    app: FastAPI, headers: dict[str, str], status: int
+) -> None:
+    assert status == (await (await browser(app))(*CHANGE, **headers)).status
+
+
+async def test_the_double_submitted_token_will_do(app: FastAPI) -> None:
+    client = await browser(app)
+    assert 201 == (await client(*CHANGE, x_csrf_token=client.cookies["csrf_token"])).status
+
+
+async def test_a_bearer_alone_needs_no_origin(app: FastAPI) -> None:
+    token = (await tokens(app))["access_token"]
+    assert 201 == (await Client(app)(*CHANGE, **bearer(token))).status
+
+
+async def test_a_bearer_beside_a_session_does_not_excuse_the_session(app: FastAPI) -> None:
+    client = await browser(app)
+    token = (await tokens(app))["access_token"]
+    assert 403 == (await client(*CHANGE, **bearer(token))).status

@@ -1,0 +1,171 @@
+"""The session cookie: Flask and the port read what the other wrote, and say the same about it."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from flask import Flask, session
+from hypothesis import given
+from hypothesis import strategies as st
+from werkzeug.http import dump_cookie
+from werkzeug.http import parse_cookie as werkzeug_parse_cookie
+from werkzeug.wrappers import Response
+
+from fastapi_app.cookies import drop_cookie, parse_cookies, set_cookie
+from fastapi_app.sessions import COOKIE, Session, SessionCookie
+
+SECRET = "s" * 32
+TOKENS = st.text("abcXYZ019-_", min_size=1, max_size=200)
+
+
+def flask_app(secure: bool = False) -> Flask:
+    app = Flask("oracle")
+    app.config.update(
+        SECRET_KEY=SECRET,
+        SESSION_COOKIE_NAME=COOKIE,
+        SESSION_COOKIE_SAMESITE="Lax",
+        SESSION_COOKIE_SECURE=secure,
+        PERMANENT_SESSION_LIFETIME=timedelta(hours=24),
+    )
+
+    @app.get("/untouched")
+    def untouched() -> str:
+        return ""
+
+    @app.get("/read")
+    def read() -> str:
+        return str(session.get("user_id"))
+
+    @app.get("/write")
+    def write() -> str:
+        session.permanent = True
+        session["user_id"], session["session_token"] = 7, "token"
+        return ""
+
+    @app.get("/clear")
+    def clear() -> str:
+        session.clear()
+        return ""
+
+    return app
+
+
+def flask_cookie(values: dict[str, Any]) -> str:
+    app = flask_app()
+    response = Response()
+    kind = app.session_interface.session_class  # type: ignore[attr-defined]
+    app.session_interface.save_session(app, kind(values | {"_permanent": True}), response)  # type: ignore[arg-type]
+    return werkzeug_parse_cookie(response.headers["Set-Cookie"])[COOKIE]
+
+
+def flask_reads(value: str) -> dict[str, Any]:
+    app = flask_app()
+    asking = app.request_class({"HTTP_COOKIE": f"{COOKIE}={value}", "REQUEST_METHOD": "GET"})
+    return dict(app.session_interface.open_session(app, asking) or {})
+
+
+def value_of(headers: list[tuple[bytes, bytes]]) -> str:
+    return next(v for n, v in headers if n == b"set-cookie").decode().partition("=")[2].partition(";")[0]
+
+
+@given(st.integers(1), TOKENS)
+def test_flask_reads_what_the_port_writes(user_id: int, token: str) -> None:
+    started = Session({})
+    started.start(user_id, token)
+    value = value_of(SessionCookie(SECRET, secure=False).headers(started))
+    assert {"_permanent": True, "user_id": user_id, "session_token": token} == flask_reads(value)
+
+
+@given(st.integers(1), TOKENS)
+def test_the_port_reads_what_flask_writes(user_id: int, token: str) -> None:
+    read = SessionCookie(SECRET, secure=False).read(flask_cookie({"user_id": user_id, "session_token": token}))
+    assert (user_id, token) == (read.get("user_id"), read.get("session_token"))
+
+
+def test_values_that_only_flask_knows_survive_a_refresh() -> None:
+    values = {"at": datetime(2024, 1, 2, tzinfo=UTC), "pair": (1, b"x"), "long": "x" * 500, "user_id": 1}
+    cookie = SessionCookie(SECRET, secure=False)
+    refreshed = value_of(cookie.headers(cookie.read(flask_cookie(values))))
+    assert values | {"_permanent": True} == flask_reads(refreshed)
+
+
+FORGED = flask_cookie({"user_id": 1})
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "x", FORGED[:-1], FORGED.replace(".", "!"), "." + FORGED, f"{FORGED.split('.')[0]}.x.y", "é", "a" * 10_000],
+)
+def test_a_damaged_cookie_is_an_empty_session(value: str) -> None:
+    assert {} == SessionCookie(SECRET, secure=False).read(value).values
+
+
+def test_another_key_opens_nothing() -> None:
+    assert {} == SessionCookie("t" * 32, secure=False).read(FORGED).values
+
+
+def test_a_cookie_lives_24_hours() -> None:
+    cookie = SessionCookie(SECRET, secure=False)
+    for hours, expected in ((23.99, {"user_id": 1, "_permanent": True}), (24.01, {})):
+        later = datetime.now(UTC).timestamp() + hours * 3600
+        with patch("itsdangerous.timed.time.time", return_value=later):
+            assert expected == cookie.read(FORGED).values
+
+
+def port_headers(path: str, sent: str, secure: bool) -> list[tuple[str, str]]:
+    cookie = SessionCookie(SECRET, secure=secure)
+    read = cookie.read(sent)
+    if path == "/read":
+        read.get("user_id")
+    elif path == "/write":
+        read.start(7, "token")
+    elif path == "/clear":
+        read.clear()
+    return [(n.decode().title(), v.decode()) for n, v in cookie.headers(read)]
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("sent", ["", "forged", FORGED])
+@pytest.mark.parametrize("path", ["/untouched", "/read", "/write", "/clear"])
+def test_the_answer_says_what_flask_says(path: str, sent: str, secure: bool) -> None:
+    with (
+        patch("itsdangerous.timed.time.time", return_value=1_700_000_000),
+        patch("itsdangerous.timed.TimestampSigner.get_timestamp", return_value=1_700_000_000),
+    ):
+        value = flask_cookie({"user_id": 1, "session_token": "t"}) if sent == FORGED else sent
+        client = flask_app(secure).test_client(use_cookies=False)
+        answer = client.get(path, headers={"Cookie": f"{COOKIE}={value}"} if value else {})
+        expected = sorted(h for h in answer.headers.to_wsgi_list() if h[0] in ("Set-Cookie", "Vary"))
+        found = sorted(port_headers(path, value, secure))
+    assert without_time(expected) == without_time(found)
+
+
+def without_time(headers: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """`Expires` of a cookie that lives is now and 24 hours: on both sides, but not in the same microsecond."""
+    return [(n, [p[:20] if p.startswith(" Expires=") else p for p in v.split(";")]) for n, v in headers]
+
+
+# Cookies
+
+
+@given(st.lists(st.sampled_from([*'ab=;" \\,é\t', '"a\\"b"', "\\101", "a=1; ", '="x;y"', "; "])).map("".join))
+def test_cookies_are_read_as_werkzeug_reads_them(header: str) -> None:
+    wire = header.encode().decode("latin-1")
+    assert werkzeug_parse_cookie(wire).to_dict() == parse_cookies(wire)
+
+
+def test_of_a_repeated_cookie_the_first_counts() -> None:
+    assert {"a": "1"} == parse_cookies("a=1; a=2")
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("http_only", [False, True])
+def test_cookies_are_written_as_werkzeug_writes_them(secure: bool, http_only: bool) -> None:
+    expires = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+    flags: dict[str, Any] = {"secure": secure, "httponly": http_only, "samesite": "Lax"}
+    written = set_cookie("n", "v.-_1", expires=expires, secure=secure, http_only=http_only)
+    assert dump_cookie("n", "v.-_1", expires=expires, **flags) == written
+    dropped = Response()
+    dropped.delete_cookie("n", **flags)
+    assert dropped.headers["Set-Cookie"] == drop_cookie("n", secure=secure, http_only=http_only)
