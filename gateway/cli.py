@@ -423,6 +423,8 @@ def _pair(pair: "Pair") -> dict[str, Any]:
 
 # --- acknowledgement ----------------------------------------------------------------------------------------------
 
+_NOBODY = "no live worker to wait for"
+
 
 def _report(settings: Settings, event: "Event", timeout_s: float | None, *, as_json: bool) -> None:
     """Say what an edit did and, with a timeout, wait for the workers. Exits with 1 when one does not follow."""
@@ -439,13 +441,9 @@ def _report(settings: Settings, event: "Event", timeout_s: float | None, *, as_j
         unit = "" if isinstance(event.after, str) else " %"
         change = f"from {event.before} to {event.after}{unit}" if event.id else f"is {event.after}{unit} already"
         _say(f"{event.key}: {change}, version {event.version}" + (f", event {event.id}" if event.id else ""))
-        if timeout_s is not None and not laggards:
-            took_ms = (time.monotonic() - started) * 1000
-            _say(
-                f"{len(followers)} workers run it, {took_ms:.0f} ms later"
-                if followers
-                else "no live worker to wait for"
-            )
+        if timeout_s is not None:
+            took_ms, total = (time.monotonic() - started) * 1000, len(followers) + len(laggards)
+            _say(f"{len(followers)} of {total} live workers run it after {took_ms:.0f} ms" if total else _NOBODY)
         for worker in laggards:
             print(f"gateway: worker {worker.pid} {_excuse(worker)}", file=sys.stderr)
     if laggards:
