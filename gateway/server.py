@@ -95,7 +95,6 @@ def _config(settings: Settings, factory: str) -> Config:
         server_header=False,
         workers=settings.workers,
         backlog=BACKLOG,
-        timeout_keep_alive=math.ceil(settings.keep_alive_s),
         timeout_graceful_shutdown=math.ceil(settings.drain_s),
         reset_contextvars=True,  # https://github.com/python/cpython/issues/140947: one client would see another's
     )
