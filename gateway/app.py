@@ -104,7 +104,7 @@ class Gateway:
     async def _ask_port(self, scope: Scope, receive: Receive, probe: "_Probe", key: str, who: Identity | None) -> None:
         """Run FastAPI on a copy of the scope. Leaves `probe.failed` set when legacy has to stand in."""
         scope = {**scope, "gateway.key": key}
-        if who:
+        if who and not who.bare:
             scope = await self._identity.present(scope, who, Backend.FASTAPI)
         try:
             await self._fastapi(scope, receive, probe)
@@ -123,12 +123,13 @@ class Gateway:
         if match is not None and match.route is not None:
             scope["gateway.key"] = match.route.key
             scope["gateway.match"] = match
-        if who:
+        if who and not who.bare:
             scope = await self._identity.present(scope, who, Backend.LEGACY)
         await self._legacy(scope, receive, probe)
 
     def _editor(self, decision: Decision, who: Identity | None) -> "_Editor | None":
-        if who is None and not self._served_by:
+        untouched = who is None or (who.bare and decision.backend is Backend.LEGACY and not who.fresh_cookie)
+        if untouched and not self._served_by:
             return None
         return _Editor(self._identity, decision, who, tell=self._served_by)
 
@@ -183,10 +184,10 @@ class _Editor:
 
     async def __call__(self, status: int, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         backend = self._decision.backend
-        if self._who:
+        if self._who and (not self._who.bare or b"set-cookie" in [name.lower() for name, _ in headers]):
             headers = await self._identity.reconcile(self._who, backend, status, headers)
-            if self._decision.reason is Reason.SPLIT and self._who.fresh_cookie:
-                headers = [*headers, self._who.fresh_cookie]
+        if self._who and self._who.fresh_cookie and self._decision.reason is Reason.SPLIT:
+            headers = [*headers, self._who.fresh_cookie]
         if self._tell:
             took_ms = (perf_counter() - self._started) * 1000
             timing = f"{backend.value};dur={took_ms:.1f};desc={self._decision.reason.value}"
