@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from multiprocessing import connection, parent_process
 from threading import Thread, Timer
 from types import FrameType
@@ -21,6 +21,7 @@ from uvicorn.config import LOG_LEVELS, LOGGING_CONFIG, STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess, Process, logger
 
 from .errors import ConfigError, GatewayError
+from .keys import own_secret
 from .protocol import Config, GatewayProtocol
 from .settings import Settings
 
@@ -43,7 +44,8 @@ def serve(settings: Settings, *, factory: str = "gateway.app:create_app") -> int
     """
     config = _config(settings, factory)
     with _listen(settings.host, settings.port) as listener:
-        os.environ.update(environment(settings))
+        secret_key = own_secret(settings).decode()  # one for all workers, even where none can be kept
+        os.environ.update(environment(replace(settings, secret_key=secret_key)))
         if settings.workers > 1:
             return Supervisor(config, [listener]).supervise()
         try:
