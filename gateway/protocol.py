@@ -35,7 +35,7 @@ from .settings import Settings
 LOOK_S = 0.25  # between two looks at the deadlines of all connections
 LINGER_S = 5.0  # for a client that still sends when it already has its answer
 RETIRE_S = 0.5  # kept-alive connections stay open so long on shutdown, for a request that is on its way
-GONE_S = 0.4  # without one byte of a stream, after which a client that closed its side counts as gone
+GONE_S = 0.4  # without one byte written to a stream, after which a client that closed its side counts as gone
 WEBSOCKET_LINE = 8000  # bytes in one header of a handshake; the websockets library says nothing above 8192
 
 # What the client is sending.
@@ -45,7 +45,7 @@ IDLE, HEAD, BODY, DEAF = "nothing", "a head", "a body", "no matter what"
 _SINGLE = (b"host", b"content-length", b"content-type", b"authorization", b"transfer-encoding", b"expect")
 _FRAMING = (b"content-length", b"transfer-encoding")
 _NO_TRAILER = (b"host", b"content-length", b"transfer-encoding", b"trailer", b"authorization", b"te")
-UNDERSCORE = ord("_")  # as a number: `b"_" in name` costs as much as the rest of a header
+_UNDERSCORE = ord("_")  # as a number: `b"_" in name` costs as much as the rest of a header
 _METHOD = re.compile(rb"[A-Z][A-Z-]{2,19} ")
 
 
@@ -156,6 +156,7 @@ class Cycle(RequestResponseCycle):
             await self.flow.drain()
         if self.disconnected:
             return
+        self.wrote = True
         kind = message["type"]
         if kind == "http.response.start" and not self.response_started:
             self.transport.write(self._head(message["status"], message.get("headers", ())))
@@ -217,7 +218,6 @@ class Cycle(RequestResponseCycle):
         return lines + b"\r\n"
 
     def _send_body(self, body: bytes, more: bool) -> None:
-        self.wrote = True
         if self.without_body:
             pass
         elif self.chunked_encoding:
@@ -328,7 +328,7 @@ class GatewayProtocol(HttpToolsProtocol):
             if name in _NO_TRAILER:
                 raise Refused(400, f"{name.decode()} in a trailer")
         # X_User and X-User are one variable to WSGI: a proxy that cleans one of them must not be fooled by the other.
-        elif UNDERSCORE not in name:
+        elif _UNDERSCORE not in name:
             self.headers.append((name, value.rstrip(b" \t")))
 
     @override
@@ -509,9 +509,10 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def reset(self) -> None:
         """Break the connection. An orderly end would make the half of an answer look whole."""
-        now = struct.pack("ii", 1, 0)
-        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
-        self.transport.abort()
+        if not self.transport.is_closing():
+            at_once = struct.pack("ii", 1, 0)
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            self.transport.abort()
 
     def _leave(self) -> None:
         """Close; a client that still sends gets the time to read its answer, which a reset would destroy."""
@@ -531,6 +532,9 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def look(self, now: float) -> None:
         """Let a deadline begin or end. Stamped here, so that requests between two looks cost nothing."""
+        if self.half_closed and self._is_gone():
+            self.transport.abort()
+            return
         unsent = self._unsent()
         limit = self.settings.send_timeout_s if unsent else self._patience()
         if limit is None:
@@ -552,7 +556,8 @@ class GatewayProtocol(HttpToolsProtocol):
     def _patience(self) -> float | None:
         """How many seconds the present state may last."""
         if self.half_closed and self.active is not None:
-            return self._patience_with_half_closed(self.active)
+            silent = self.active.response_started and not self.active.wrote
+            return GONE_S if silent else None
         if self.reading is DEAF:
             return None if self.active is not None else LINGER_S
         if self.flow.read_paused:
@@ -567,13 +572,9 @@ class GatewayProtocol(HttpToolsProtocol):
             return None
         return RETIRE_S if self.retiring else self.settings.keep_alive_s
 
-    def _patience_with_half_closed(self, cycle: Cycle) -> float | None:
-        """Whoever closed one side may have closed both. Only a write would tell, and an open stream may not write."""
-        if not cycle.response_started:
-            return None
-        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            return 0.0
-        return None if cycle.wrote else GONE_S
+    def _is_gone(self) -> bool:
+        """Whoever closed one side may have closed both. That shows after a write, and nobody else looks."""
+        return bool(self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
     def _expire(self) -> None:
         if self.unsent or self.reading is DEAF:

@@ -645,7 +645,7 @@ def test_a_truncated_body_is_a_400_and_the_application_is_told(port: int) -> Non
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-@pytest.mark.parametrize("interval_s", [0.05, 30.0], ids=["talking", "silent"])
+@pytest.mark.parametrize("interval_s", [0.05, 0.3, 30.0], ids=["talking", "hesitating", "silent"])
 def test_a_stream_hears_within_a_second_that_its_client_is_gone(loop: str, interval_s: float) -> None:
     gone = Event()
 
