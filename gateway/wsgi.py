@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from math import ceil, inf
 from typing import Any, BinaryIO, cast
@@ -40,15 +40,25 @@ log = logging.getLogger(__name__)
 
 
 class FileWrapper:
-    """`wsgi.file_wrapper`: a file as a response body."""
+    """`wsgi.file_wrapper`: a file as a response body.
+
+    It is its own iterator and can seek where the file can: Werkzeug takes `iter()` of it, then closes that or, for a
+    Range, lets it seek.
+    """
 
     def __init__(self, filelike: Any, blksize: int = 8192) -> None:
         self.filelike, self.blksize = filelike, blksize
-        if hasattr(filelike, "close"):
-            self.close = filelike.close
+        for name in ("close", "seekable", "seek", "tell"):
+            if hasattr(filelike, name):
+                setattr(self, name, getattr(filelike, name))
 
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(lambda: self.filelike.read(self.blksize), b"")
+    def __iter__(self) -> "FileWrapper":
+        return self
+
+    def __next__(self) -> bytes:
+        if chunk := self.filelike.read(self.blksize):
+            return bytes(chunk)
+        raise StopIteration
 
     def on_disk(self) -> tuple[int, int, int] | None:
         """Descriptor, position and end of a plain file; None for anything that makes its bytes as it is read."""
