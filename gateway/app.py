@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from flask import Flask
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .decide import NEW, NOBODY, SAFE_METHODS, UNMATCHED, decide
+from .decide import NEW, NOBODY, UNMATCHED, decide
 from .errors import ConfigError
 from .flags import FlagStore
 from .identity import Identity, IdentityBridge, own_secret
@@ -70,21 +70,25 @@ class Gateway:
         fallback = (
             decision.backend is Backend.FASTAPI
             and decision.reason is not Reason.NEW
-            and method in SAFE_METHODS
+            and method in ("GET", "HEAD")
             and not any(name in _BODY_HEADERS for name, _ in scope["headers"])
         )
         probe = _Probe(send, self._editor(decision, who), hold=fallback)
         started = perf_counter()
         if decision.backend is Backend.FASTAPI:
-            await self._ask_port(scope, receive, probe, key, who)
-            self._ledger.count(key, Backend.FASTAPI, probe.status, perf_counter() - started)
+            try:
+                await self._ask_port(scope, receive, probe, key, who)
+            finally:
+                self._ledger.count(key, Backend.FASTAPI, probe.status, perf_counter() - started)
             if not probe.failed:
                 return
             self._ledger.count_fallback(key)
             probe.restart(self._editor(Decision(Backend.LEGACY, decision.reason), who))
             started = perf_counter()
-        await self._ask_legacy(scope, receive, probe, match, who)
-        self._ledger.count(key, Backend.LEGACY, probe.status, perf_counter() - started)
+        try:
+            await self._ask_legacy(scope, receive, probe, match, who)
+        finally:
+            self._ledger.count(key, Backend.LEGACY, probe.status, perf_counter() - started)
 
     async def _decide(self, scope: Scope, method: str, match: Match | None) -> tuple[str, Decision, Identity | None]:
         """Flag key, decision and identity; the identity only when somebody needs it."""
