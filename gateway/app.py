@@ -28,6 +28,7 @@ from .wsgi import WsgiBackend, a2wsgi_backend
 log = logging.getLogger("gateway")
 
 _BODY_HEADERS = (b"content-length", b"transfer-encoding")
+_LAST_S = 3.0  # for legacy threads, after the server has waited `drain_s` for its requests
 
 
 class Gateway:
@@ -50,7 +51,6 @@ class Gateway:
         self._has_port = fastapi is not None
         self._served_by = settings.served_by
         self._hops = settings.trusted_hops
-        self._drain_s = settings.drain_s
         self._watch: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -173,7 +173,7 @@ class Gateway:
         if self._watch:
             self._watch.cancel()
         if isinstance(self._legacy, WsgiBackend):
-            await self._legacy.drain(self._drain_s)
+            await self._legacy.drain(_LAST_S)
         self._ledger.close()
 
 
