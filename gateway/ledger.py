@@ -139,8 +139,8 @@ class Ledger:
         """Body of the thread. Adds up often and little, so that it never holds up the requests for long."""
         due = 0.0
         while not self._closed:
-            woken = self._wake.wait(_TICK_S)
-            self._wake.clear()
+            if woken := self._wake.wait(_TICK_S):
+                self._wake.clear()  # only then: a signal that came right after the tick must not be lost
             self._add_up()
             if woken or time.monotonic() >= due:
                 due = time.monotonic() + BEAT_S
