@@ -423,8 +423,6 @@ def _pair(pair: "Pair") -> dict[str, Any]:
 
 # --- acknowledgement ----------------------------------------------------------------------------------------------
 
-_NOBODY = "no live worker to wait for"
-
 
 def _report(settings: Settings, event: "Event", timeout_s: float | None, *, as_json: bool) -> None:
     """Say what an edit did and, with a timeout, wait for the workers. Exits with 1 when one does not follow."""
@@ -443,7 +441,8 @@ def _report(settings: Settings, event: "Event", timeout_s: float | None, *, as_j
         _say(f"{event.key}: {change}, version {event.version}" + (f", event {event.id}" if event.id else ""))
         if timeout_s is not None:
             took_ms, total = (time.monotonic() - started) * 1000, len(followers) + len(laggards)
-            _say(f"{len(followers)} of {total} live workers run it after {took_ms:.0f} ms" if total else _NOBODY)
+            nobody = f"no live worker in {settings.state} to wait for"
+            _say(f"{len(followers)} of {total} live workers run it after {took_ms:.0f} ms" if total else nobody)
         for worker in laggards:
             print(f"gateway: worker {worker.pid} {_excuse(worker)}", file=sys.stderr)
     if laggards:

@@ -26,6 +26,7 @@ from ruamel.yaml.events import (
 from ruamel.yaml.reader import ReaderError
 from typing_extensions import override
 
+from .compare import check_pattern
 from .errors import FlagFileError
 from .model import FULL_BP, Backend, Flag, FlagSet, Rollout
 
@@ -81,7 +82,6 @@ def no_such_route(key: str, known: Collection[str]) -> str:
 PERCENT = "a percentage from 0 to 100 with at most two decimals"
 OVERRIDES = {"none": None, "legacy": Backend.LEGACY, "fastapi": Backend.FASTAPI}
 _WEIGHTS = {"legacy": 0, "fastapi": FULL_BP}
-_PLACES = ("$", "header.", "cookie.", "status")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _NO_TEXT = re.compile(  # what YAML 1.2 takes for null, a boolean or a number when it stands without quotes
     r"|~|null|true|false|[-+]?(\.\d+|\d+(\.\d*)?)(e[-+]?\d+)?|0o[0-7]+|0x[0-9a-f]+|[-+]?\.inf|\.nan",
@@ -124,8 +124,8 @@ def _rollout(name: str, node: "_Node") -> Rollout:
     key = f"rollouts.{name}"
     with _naming(key):
         values = _fields(node, key, _ROLLOUT)
-    for required, (field, _) in list(_ROLLOUT.items())[:2]:
-        if field not in values:
+    for required in ("steps", "every"):
+        if _ROLLOUT[required][0] not in values:
             raise _Refused(node.line, "missing", f"{key}.{required}")
     return Rollout(name, **values)
 
@@ -201,11 +201,16 @@ def _subjects(node: "_Node") -> frozenset[str]:
 
 
 def _places(node: "_Node") -> tuple[str, ...]:
-    items = _items(node, "a list of places")
-    for item in items:
-        if not _text(item).startswith(_PLACES):
-            raise _unexpected(item, "a place like $.items[*].id, header.etag or cookie.*.value")
-    return tuple(map(_text, items))
+    return tuple(map(_place, _items(node, "a list of places")))
+
+
+def _place(node: "_Node") -> str:
+    place = _text(node)
+    try:
+        check_pattern(place)
+    except ValueError as error:
+        raise _Refused(node.line, printable(str(error))) from None
+    return place
 
 
 _Fields = Mapping[str, tuple[str, Callable[["_Node"], Any]]]  # key in the file -> field, how to read it
@@ -317,9 +322,8 @@ class _Scalar(_Node):
     @property
     @override
     def shown(self) -> str:
-        if self.plain:
-            return printable(self.text, 60) or "nothing"
-        return repr(printable(self.text, 60))
+        text = printable(self.text, 60)
+        return (text or "nothing") if self.plain else f"'{text}'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,6 +445,8 @@ def edit(text: str, change: Change, known: Collection[str] | None, path: str = "
 
 @dataclass(frozen=True, slots=True)
 class SetWeight:
+    """Serve this share of the subjects of one route from FastAPI."""
+
     key: str
     weight_bp: int
 
@@ -460,6 +466,8 @@ class SetWeight:
 
 @dataclass(frozen=True, slots=True)
 class SetOverride:
+    """Throw the panic switch, or release it."""
+
     word: str
     key: str = "override"
 

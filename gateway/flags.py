@@ -117,6 +117,7 @@ class FlagStore:
         Under a lock: read, check, change, parse the result, replace in one step, write the audit line. Raises
         FlagFileError for a file that is wrong already, FlagConflict when the file is not at `if_version` or not
         where `undone` left it, FlagsReadOnly where it cannot be replaced. After an error nothing has changed.
+        Waits for locks and disks: an event loop calls it in a thread.
         """
         if self._path is None:
             raise FlagsReadOnly("no flag file is configured: give --flags FILE, or flags in [tool.gateway]")

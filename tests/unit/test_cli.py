@@ -281,7 +281,7 @@ def test_waiting_for_nobody_says_so(gateway: Gateway) -> None:
         if gateway("set", "health", "5").code
         else gateway("set", "health", "6", "--wait")
     )
-    assert (0, "no live worker to wait for") == (done.code, done.out.splitlines()[1])
+    assert (0, "no live worker in .gateway to wait for") == (done.code, done.out.splitlines()[1])
 
 
 # --- serving ------------------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ REFUSALS = {
     "a cohort that cannot be hashed": (in_route(r'{cohort: "\ud800"}'), "cohort: expected a text without control"),
     "a pin that is no list": (in_route("{pins: user:7}"), "health.status.pins: expected a list of subjects"),
     "a pin that is a number": (in_route("{pins: [user:7, 8]}"), "health.status.pins: expected a text, not 8"),
-    "a place that is none": (in_route("{ignore: [updated_at]}"), "ignore: expected a place like $.items[*].id"),
+    "a place that is none": (in_route("{ignore: [updated_at]}"), "health.status.ignore: 'updated_at': expected"),
     "an unknown rollout": (in_route("{rollout: fast}"), "health.status.rollout: no such rollout: fast"),
     "steps that do not rise": (
         in_rollout("{steps: [1, 5, 5], every: 1m}"),

@@ -71,10 +71,11 @@ def test_counters_are_on_disk_about_a_second_later(ledger: Ledger) -> None:
 
 def test_the_version_a_worker_runs_is_on_disk_within_milliseconds(ledger: Ledger, tmp_path: Path) -> None:
     reader, took_s = Ledger(tmp_path), []
-    for n in range(20):
+    for n in range(100):
         ledger.seen(f"v{n}", "broken" if n % 2 else "")
         took_s.append(until(lambda n=n: [f"v{n}"] == [worker.version for worker in reader.workers()]))
-    assert sorted(took_s)[10] < 0.1
+    assert sorted(took_s)[50] < 0.1
+    assert max(took_s) < ledger_module.BEAT_S / 2
 
     (worker,) = reader.workers()
     assert (os.getpid(), socket.gethostname(), "broken") == (worker.pid, worker.host, worker.rejected)
