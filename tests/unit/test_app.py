@@ -20,12 +20,14 @@ from gateway.routes import RouteTable
 from gateway.settings import Settings
 from gateway.wsgi import WsgiBackend
 from tests.support.asgi import Lifespan, ask, http_scope
+from tests.support.browser import IDENTITY, KEY, token_of
 
 PORTED = ["everyone", "answered", "died", "refused", "late", "pair", "body", "background", "missing"]
 
 
 def make_legacy() -> Flask:
     app = Flask("shop")
+    app.secret_key = KEY
     calls = app.config["CALLS"] = []
 
     def view(name: str) -> Callable[[], Response]:
@@ -229,6 +231,25 @@ async def test_a_route_that_is_not_split_sets_no_cookie(tmp_path: Path) -> None:
     async with running(tmp_path, "routes: {everyone: {weight: 100}}") as gateway:
         for path in ("/everyone", "/old", "/nowhere"):
             assert (await ask(gateway, "GET", path, state=gateway.state)).get("set-cookie") is None  # type: ignore[attr-defined]
+
+
+async def test_with_one_sign_in_a_caller_without_credentials_can_sign_in_and_is_kept_on_one_side(
+    tmp_path: Path,
+) -> None:
+    port = make_port()
+
+    @port.get("/old", name="old")
+    async def sign_in(response: Response) -> None:
+        response.set_cookie("access_token", token_of(7))
+
+    flags = "routes: {everyone: {weight: 50}, old: fastapi}"
+    async with running(tmp_path, flags, port, identity=IDENTITY) as gateway:
+        signed_in = await ask(gateway, "GET", "/old", state=gateway.state)  # type: ignore[attr-defined]
+        assert ["access_token", "session"] == [line.partition("=")[0] for line in signed_in.get_all("set-cookie")]
+        for _ in range(10):
+            first = await ask(gateway, "GET", "/everyone", state=gateway.state)  # type: ignore[attr-defined]
+            assert ["gw_id"] == [line.partition("=")[0] for line in first.get_all("set-cookie")]
+        assert None is (await ask(gateway, "GET", "/died", state=gateway.state)).get("set-cookie")  # type: ignore[attr-defined]
 
 
 async def test_a_flag_change_is_followed_without_a_restart(tmp_path: Path) -> None:
