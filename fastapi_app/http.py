@@ -1,26 +1,23 @@
 """What every route says in the same words: query, JSON and form in; JSON, error envelopes and HTML pages out."""
 
 import codecs
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 from fastapi import APIRouter, Request
 from starlette.convertors import Convertor, register_url_convertor
-from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from typing_extensions import override
 
+from .forms import FormTooLarge, Part, parse_multipart
 from .json import decode, encode
 
 MAX_INT = 2**31 - 1
 PER_PAGE, MAX_PER_PAGE = 50, 100
 MAX_BODY = 11 * 1024 * 1024  # bytes: an upload of 10 MB and its envelope
-MAX_PARTS, MAX_FIELD = 1000, 500_000  # of a multipart form; a field in bytes
 _KEEP_QUOTED = "fastapi_app.keep_quoted"
 
 
@@ -216,38 +213,25 @@ async def form_fields(request: Request) -> dict[str, str]:
     if mime_type(request) == "application/x-www-form-urlencoded":
         return _fields(await read_body(request))
     first: dict[str, str] = {}
-    async with _multipart(request) as form:
-        for name, value in form.multi_items():
-            if isinstance(value, str):
-                first.setdefault(name, value)
+    for part in await _multipart(request):
+        if part.filename is None:
+            first.setdefault(part.name, part.text)
     return first
 
 
 async def uploaded_file(request: Request, field: str) -> bytes | None:
     """The content of a multipart form's file; None when there is none or it has no name. Raises ApiError 413."""
-    async with _multipart(request) as form:
-        files = [value for value in form.getlist(field) if isinstance(value, UploadFile)]
-        return await files[0].read() if files and files[0].filename else None
+    files = [part for part in await _multipart(request) if part.name == field and part.filename is not None]
+    return files[0].content if files and files[0].filename else None
 
 
-@asynccontextmanager
-async def _multipart(request: Request) -> AsyncIterator[FormData]:
-    """The parts of a multipart body; none of one that is damaged or something else."""
-
-    async def body() -> AsyncGenerator[bytes, None]:
-        yield await read_body(request)
-
-    parser = MultiPartParser(
-        request.headers, body(), max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=MAX_FIELD
-    )
+async def _multipart(request: Request) -> list[Part]:
+    if mime_type(request) != "multipart/form-data":
+        return []
     try:
-        form = await parser.parse() if mime_type(request) == "multipart/form-data" else FormData()
-    except MultiPartException:
-        form = FormData()
-    try:
-        yield form
-    finally:
-        await form.close()
+        return parse_multipart(await read_body(request), request.headers["content-type"])
+    except FormTooLarge:
+        raise _too_large() from None
 
 
 async def json_body(request: Request) -> dict[str, Any]:
