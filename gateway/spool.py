@@ -135,7 +135,8 @@ class Spool:
             return True
 
     def _borrow(self, cost: int) -> bool:
-        count = max(cost - self._free - self._borrowed, BORROW_BYTES)
+        granted = self._free + self._borrowed
+        count = min(max(cost - granted, BORROW_BYTES), self._most - granted)
         if cost > self._most or not self._store.lend(count):
             return False
         self._borrowed += count

@@ -307,15 +307,15 @@ class Exchange:
     def _pass_on(self, chunks: Any) -> None:
         kind = type(chunks)
         if kind is list or kind is tuple:
-            chunks = (b"".join(chunks),)  # nothing to wait for
-        if kind is not FileWrapper or not self._pass_on_file(chunks):
+            self._emit(b"".join(chunks), whole=True)
+        elif kind is not FileWrapper or not self._pass_on_file(chunks):
             for chunk in chunks:
                 if not self._emit(chunk):
                     break
         if not self._done:
             self._finish()
 
-    def _emit(self, chunk: bytes) -> bool:
+    def _emit(self, chunk: bytes, *, whole: bool = False) -> bool:
         """Hand a chunk to the loop. False when the client has got all that it may get."""
         if not isinstance(chunk, bytes):
             raise TypeError(f"the body has {type(chunk).__name__} in it, not bytes")
@@ -330,6 +330,8 @@ class Exchange:
         elif self._error is not None:
             raise self._error
         left = self._left
+        if left is None and whole:
+            left = len(chunk)
         if left is not None:
             if len(chunk) >= left:
                 self._end(chunk[:left])
@@ -495,6 +497,9 @@ class Exchange:
                 self.abandon()
             if self._watcher is not None:
                 self._watcher.cancel()
+                self._watcher = (
+                    None  # a cancelled task holds the frame that holds this: no circle, or the file stays open
+                )
 
     async def _stream(self, send: Send, spool: Spool) -> None:
         if not self._done or spool.size > JOIN_BYTES:
