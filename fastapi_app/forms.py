@@ -7,7 +7,7 @@ from typing import NamedTuple
 MAX_PARTS, MAX_FIELD = 1000, 500_000  # of a form; a field in bytes
 
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\r\r|\n\n")
-_AFTER = re.compile(rb"(--)?[^\S\n\r]*(?:\r\n|\n|\r|\Z)")
+_AFTER = re.compile(rb"(--)|[^\S\n\r]*(?:\r\n|\n|\r)")
 _BREAK = re.compile(rb"\r\n|\n|\r")
 _CHARSETS = ("ascii", "us-ascii", "utf-8", "iso-8859-1")
 
