@@ -40,13 +40,13 @@ def sorted_by_name(items: list) -> list:  # type: ignore[type-arg]
 
 PIECES = st.sampled_from(
     ["--b", "--b--", "\r\n", "\n", "\r", "--", "b", " ", "x", "\x00é", "a=1", ":",
-     'Content-Disposition: form-data; name="a"', 'content-disposition:form-data;name=b;filename="f.txt"',
-     'Content-Disposition: form-data; name="c"; filename=""', "Content-Type: text/plain; charset=iso-8859-1",
+     'Content-Disposition: form-data; name="a"\r\n', 'content-disposition:form-data;name=b;filename="f.txt"\n',
+     'Content-Disposition: form-data; name="c"; filename=""\r\n', "Content-Type: text/plain; charset=iso-8859-1\r\n",
      "--b\r\nContent-Disposition: form-data; name=d\r\n\r\nvalue", "\r\n--b--\r\n"]
 )  # fmt: skip
 
 
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(st.lists(PIECES, max_size=14).map("".join))
 @example('--b\r\nContent-Disposition: form-data; name="a"; filename="x"\r\n\r\n--b--\r\n')
 @example('--b\nContent-Disposition: form-data; name="a"\n\n1\n--b--')
