@@ -1,12 +1,12 @@
 """Several clients that ask until told to stop, and remember every answer."""
 
+import http.client
+import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-
-import httpx
 
 from .serving import Server
 
@@ -36,19 +36,21 @@ def load(server: Server, path: str, *, clients: int = 4, headers: Mapping[str, s
     """Ask for `path` with `clients` threads, each on a connection of its own, while the block runs."""
     result, stop = Load(), threading.Event()
 
-    def ask(client: httpx.Client) -> None:
+    def ask(connection: http.client.HTTPConnection) -> None:
         began = time.monotonic()
         try:
-            response = client.get(path)
-            status, answer, error = response.status_code, response.json(), ""
-        except (httpx.HTTPError, ValueError) as failure:
+            connection.request("GET", path, headers=dict(headers or {}))
+            response = connection.getresponse()
+            status, answer, error = response.status, json.load(response), ""
+        except (OSError, http.client.HTTPException, ValueError) as failure:
             status, answer, error = 0, {}, repr(failure)
+            connection.close()  # the next request connects anew
         result.requests.append(Asked(began, time.monotonic(), status, answer, error))
 
     def run() -> None:
-        with server.client(headers=headers) as client:
+        with closing(server.connection()) as connection:
             while not stop.is_set():
-                ask(client)
+                ask(connection)
 
     threads = [threading.Thread(target=run) for _ in range(clients)]
     for thread in threads:

@@ -1,22 +1,27 @@
 """A real `gateway serve` for a test: own port, own state, own flag file, own processes."""
 
+import http.client
 import json
 import os
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from gateway.flags import parse_flags
 from gateway.ledger import Ledger
 
 from .processes import child, free_port, session_members, wait_until
 
 ROOT = Path(__file__).parents[2]
 GATEWAY = [sys.executable, "-m", "gateway"]
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # httpx would read all certificates for every client
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,19 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, **options)
+        """A browser: one connection kept, cookies remembered."""
+        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, verify=_NO_TLS, **options)
+
+    def get(self, path: str, headers: Mapping[str, str] | None = None) -> Any:
+        """The JSON at `path`, over a connection of its own, so that any worker may answer."""
+        with closing(self.connection()) as connection:
+            connection.request("GET", path, headers=dict(headers or {}))
+            response = connection.getresponse()
+            assert response.status == 200, response.read()
+            return json.load(response)
+
+    def connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
 
     def cli(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """`gateway ARGUMENTS` beside the running one, with the same settings."""
@@ -47,6 +64,10 @@ class Server:
         fresh = self.flags.with_suffix(".new")
         fresh.write_text(text)
         fresh.replace(self.flags)
+
+    def version(self) -> str:
+        """Of the flag file on disk."""
+        return parse_flags(self.flags.read_text(), None).version
 
     def workers(self) -> dict[int, str]:
         """The flag version that every live worker runs, by process id."""
@@ -110,4 +131,5 @@ def _ready(server: Server, workers: int) -> bool:
 
 
 def audit(server: Server) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (server.state / "audit.jsonl").read_text().splitlines()]
+    path = server.state / "audit.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
