@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from multiprocessing import connection, parent_process
 from threading import Thread, Timer
 from types import FrameType
@@ -44,9 +44,9 @@ def serve(settings: Settings, *, factory: str = "gateway.app:create_app") -> int
     """
     config = _config(settings, factory)
     with _listen(settings.host, settings.port) as listener:
-        secret_key = own_secret(settings).decode()  # one for all workers, even where none can be kept
-        os.environ.update(environment(replace(settings, secret_key=secret_key)))
+        os.environ.update(environment(settings))
         if settings.workers > 1:
+            os.environ["GATEWAY_SECRET_KEY"] = own_secret(settings).decode()  # one for all, even where none can be kept
             return Supervisor(config, [listener]).supervise()
         try:
             config.load()
@@ -119,12 +119,16 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         number = error.errno or 0
         raise ConfigError(f"cannot listen on {where}: {_WHY.get(number) or os.strerror(number)}") from None
-    logger.info("Listening on http://%s:%d", where.rpartition(":")[0], listener.getsockname()[1])
     return listener
 
 
+def _announce(listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    logger.info("Listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
+
 _WHY = {
-    errno.EADDRINUSE: "another process listens there",
+    errno.EADDRINUSE: "in use by another process",
     errno.EADDRNOTAVAIL: "this machine does not have the address",
     errno.EACCES: "this user may not (ports below 1024 are for root)",
 }
@@ -139,6 +143,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.on_tick(0)  # the first answer has a Date, too
         await super().startup(sockets)
+        if self.started and sockets and parent_process() is None:
+            _announce(sockets[0])
 
     @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -203,7 +209,8 @@ class Supervisor(Multiprocess):
     def supervise(self) -> int:
         """Run until told to stop, or until no worker serves and none can start. Returns the exit code."""
         self.processes = [self._spawn()]
-        self._wait_until_ready(self.processes[0])
+        if self._wait_until_ready(self.processes[0]):
+            _announce(self.sockets[0])
         while not self.should_exit.is_set():
             self.keep_subprocess_alive()
             connection.wait([worker.process.sentinel for worker in self.processes], TICK_S)

@@ -145,7 +145,7 @@ def test_settings_survive_the_way_through_the_environment() -> None:
 def test_an_occupied_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: another process listens there"):
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: in use by another process"):
             serve(Settings(port=port))
 
 
