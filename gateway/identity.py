@@ -184,7 +184,10 @@ class _Exchange:
             return scope
         identity.forged = claims
         cookie = replace_cookie(identity.cookie, self._sessions.cookie_name, value)
-        return {**scope, "headers": [h for h in scope["headers"] if h[0] != b"cookie"] + [(b"cookie", cookie)]}
+        headers = [header for header in scope["headers"] if header[0] != b"cookie"] + [(b"cookie", cookie)]
+        if bearer and not any(name in (b"origin", b"referer") for name, _ in headers):
+            headers += _own_origin(scope)
+        return {**scope, "headers": headers}
 
     # --- what the client gets back
 
@@ -253,6 +256,12 @@ def _saved(headers: list[Header], saved: list[Header]) -> list[Header]:
     names = {name for name, _ in saved}
     others = [header for header in headers if header[0].lower() != b"vary"] if b"vary" in names else headers
     return [*others, *saved]
+
+
+def _own_origin(scope: Scope) -> list[Header]:
+    """What a page of ours would send: no browser adds an Authorization unasked, so a CSRF check may let it through."""
+    scheme = b"https" if is_secure(scope) else b"http"
+    return [(b"origin", scheme + b"://" + host) for name, host in scope["headers"] if name == b"host"][:1]
 
 
 def _from_another_site(scope: Scope) -> bool:

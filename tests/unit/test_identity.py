@@ -124,6 +124,18 @@ async def test_a_bearer_is_accepted_by_legacy_and_the_forged_session_stays_insid
     assert {} == browser.jar
 
 
+@pytest.mark.parametrize(
+    ("sent", "seen"), [(None, "http://testserver"), ("https://other.example", "https://other.example")]
+)
+async def test_a_bearer_passes_the_csrf_check_of_legacy_as_a_page_of_its_own_would(
+    browser: Browser, sent: str | None, seen: str
+) -> None:
+    origin = [("origin", sent)] if sent else []
+    scope = http_scope("POST", "/users", [("authorization", f"Bearer {token_of('7')}"), *origin])
+    presented = await browser.bridge.present(scope, browser.bridge.look(scope), Backend.LEGACY)
+    assert [seen.encode()] == [value for name, value in presented["headers"] if name == b"origin"]
+
+
 async def test_a_fresh_sign_in_under_a_forged_session_is_the_clients_own(browser: Browser) -> None:
     bearer = ("authorization", f"Bearer {token_of(7)}")
     await browser.get(Backend.LEGACY, "/login/8", bearer)
