@@ -15,10 +15,24 @@ ROOT = Path(__file__).parents[2]
 REFERENCE = (ROOT / "docs/reference.md").read_text()
 SETTINGS = [("GATEWAY_", f.name) for f in fields(Settings) if f.name != "identity"]
 SETTINGS += [("GATEWAY_IDENTITY_", f.name) for f in fields(IdentitySettings)]
-FLAG_KEYS = (
-    "version override rollouts routes weight shadow cohort pins ignore rollout "
-    "steps every min_requests max_errors max_mismatches max_p95_ratio"
-).split()
+FLAG_KEYS = [
+    "version",
+    "override",
+    "rollouts",
+    "routes",
+    "weight",
+    "shadow",
+    "cohort",
+    "pins",
+    "ignore",
+    "rollout",
+    "steps",
+    "every",
+    "min_requests",
+    "max_errors",
+    "max_mismatches",
+    "max_p95_ratio",
+]
 
 
 @pytest.mark.parametrize(("prefix", "name"), SETTINGS, ids=lambda v: v)
