@@ -112,12 +112,12 @@ async def advanced_search(request: Request, db: DbDep, _: Reader) -> Response:
     key = "artists.advanced_search:" + hashlib.sha256(json.dumps(filters, sort_keys=True).encode()).hexdigest()
     answer: str | None = await db.scalar(_CACHED, {"name": key, "now": utcnow()})
     if answer is None:
-        answer = json.dumps(await _search_with_analytics(db, filters), sort_keys=True)
+        answer = await _search_with_analytics(db, filters)
         await _remember(db, key, answer)
     return Response(f"{answer}\n", media_type="application/json")
 
 
-async def _search_with_analytics(db: Db, filters: Mapping[str, Any]) -> dict[str, Any]:
+async def _search_with_analytics(db: Db, filters: Mapping[str, Any]) -> str:
     found = filtered(filters["q"], filters["monitored"], filters["auto_download"])
     if filters["genre"]:
         found = found.where(has_genre(artists.c.genres, filters["genre"]))
@@ -128,7 +128,11 @@ async def _search_with_analytics(db: Db, filters: Mapping[str, Any]) -> dict[str
         found = found.where(video_count >= filters["min_videos"])
     if filters["max_videos"] is not None:
         found = found.where(video_count <= filters["max_videos"])
-    rows = (await db.execute(found.order_by(*ordering(filters["sort"], filters["order"])))).all()
+    result = await db.execute(found.order_by(*ordering(filters["sort"], filters["order"])))
+    return await off_loop(lambda: json.dumps(_analysed(result.all(), filters), sort_keys=True))
+
+
+def _analysed(rows: Sequence[Any], filters: Mapping[str, Any]) -> dict[str, Any]:
     page, per_page = filters["page"], filters["per_page"]
     pages = -(-len(rows) // per_page)
     shown = rows[(page - 1) * per_page : page * per_page]

@@ -2,6 +2,7 @@
 
 SQLite takes the write lock when a transaction begins (BEGIN IMMEDIATE), so that two writers never overwrite each
 other's work; reading never waits. MariaDB runs READ COMMITTED in UTC; whoever reads in order to write locks the rows.
+What one request reads in several statements may be of several moments, on both.
 """
 
 import asyncio
@@ -122,7 +123,7 @@ class Db:
     async def execute(
         self, statement: Executable, values: Mapping[str, Any] | None = None
     ) -> CursorResult[*tuple[Any, ...]]:
-        """Read. All reads up to the next transaction see one snapshot on SQLite."""
+        """Read what is committed."""
         if self._reading is None:
             self._reading = await self._stack.enter_async_context(self._database.connect())
         return await self._reading.execute(statement, values)
@@ -215,5 +216,5 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    writing = connection.get_execution_options().get("write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+    if connection.get_execution_options().get("write", False):  # reading needs none, and saves three trips to a thread
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
