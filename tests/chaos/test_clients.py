@@ -4,7 +4,6 @@ import hashlib
 import http.client
 import socket
 import statistics
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -26,28 +25,21 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield running
 
 
-def events(server: Server) -> list[str]:
-    path = server.flags.parent / "events"
-    return path.read_text().splitlines() if path.exists() else []
-
-
 def connect(server: Server) -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.port), timeout=30)
 
 
 def test_a_hundred_abandoned_streams_are_closed_and_leave_no_thread(server: Server) -> None:
-    with server.client() as client:
-        client.get("/only-legacy")
-    for _ in range(10):
-        sockets = [connect(server) for _ in range(10)]
-        for stream in sockets:
+    for closed in range(4, 101, 4):  # however the two workers share four, each has threads for them
+        streams = [connect(server) for _ in range(4)]
+        for stream in streams:
             stream.sendall(b"GET /endless HTTP/1.1\r\nHost: test\r\n\r\n")
             assert stream.recv(100).startswith(b"HTTP/1.1 200")
-        for stream in sockets:
+        for stream in streams:
             stream.close()
-    wait_until(lambda: events(server).count("stream closed") == 100, "every generator to be closed", 5)
+        wait_until(lambda closed=closed: server.events().count("stream closed") == closed, "closed generators", 2)
 
-    assert events(server).count("stream opened") == 100
+    assert server.events().count("stream opened") == 100
     assert all(threads(pid) < 8 + 12 for pid in server.workers())  # the pool, and what an idle worker has
     with load(server, "/slow?s=0.1", clients=16) as asked:  # 2 x 8 threads, all of them free again
         wait_until(lambda: len(asked.requests) >= 64, "64 answers", 5)
@@ -62,7 +54,7 @@ def test_a_truncated_upload_never_looks_complete(server: Server) -> None:
     with server.client() as client:
         assert client.post("/digest", content=b"whole").json()["length"] == 5
 
-    assert [event for event in events(server) if "complete" in event] == ["upload complete: 5"]
+    assert [event for event in server.events() if "complete" in event] == ["upload complete: 5"]
 
 
 def test_a_chunked_upload_arrives_whole(server: Server) -> None:
@@ -99,7 +91,7 @@ def test_while_legacy_is_slow_and_full_ported_routes_stay_fast(tmp_path: Path) -
         serving(tmp_path, "who: 100", threads=4, queue=8, queue_wait_s=1, **PAIR) as server,
         load(server, "/slow?s=2", clients=60) as slow,
     ):
-        time.sleep(0.5)  # both pools and both queues are full
+        wait_until(lambda: server.events().count("slow began") >= 8, "both pools to be full")
         with load(server, "/who", clients=2) as quick:
             wait_until(lambda: len(slow.requests) >= 60, "the slow route to answer or refuse")
 

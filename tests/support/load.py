@@ -41,7 +41,8 @@ def load(server: Server, path: str, *, clients: int = 4, headers: Mapping[str, s
         try:
             connection.request("GET", path, headers=dict(headers or {}))
             response = connection.getresponse()
-            status, answer, error = response.status, json.load(response), ""
+            status, body, error = response.status, response.read(), ""
+            answer = json.loads(body) if status == 200 else {}
         except (OSError, http.client.HTTPException, ValueError) as failure:
             status, answer, error = 0, {}, repr(failure)
             connection.close()  # the next request connects anew

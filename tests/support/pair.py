@@ -32,6 +32,7 @@ def make_legacy() -> Flask:
 
     @app.get("/slow")
     def slow() -> Response:
+        note("slow began")
         time.sleep(float(request.args["s"]))
         return jsonify(by="legacy", pid=os.getpid())
 

@@ -73,6 +73,11 @@ class Server:
         """The flag version that every live worker runs, by process id."""
         return {worker.pid: worker.version for worker in Ledger(self.state).workers()}
 
+    def events(self) -> list[str]:
+        """What the applications of `tests.support.pair` have noted."""
+        path = self.flags.parent / "events"
+        return path.read_text().splitlines() if path.exists() else []
+
     def processes(self) -> list[int]:
         return session_members(self.process.pid)
 
