@@ -50,7 +50,7 @@ from .http import (
 from .identity import Manager, Member, Reader
 from .models import VIDEO_STATUSES, artists, cache, downloads, name_key, sort_name, utcnow, videos
 
-router = APIRouter(prefix="/api/artists")
+router = APIRouter(prefix="/api/artists", tags=["artists"])
 log = logging.getLogger("fastapi_app")
 
 ADVANCED_TTL = timedelta(seconds=300)

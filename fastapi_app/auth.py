@@ -32,7 +32,7 @@ from .identity import ACCESS_COOKIE, Anybody, LoggedIn, csrf_token, request_sour
 from .models import login_attempts, user_sessions, users, utcnow
 from .sessions import LIFETIME, session_of
 
-router = APIRouter(prefix="/auth")
+router = APIRouter(prefix="/auth", tags=["sign-in"])
 
 CSRF_COOKIE, REFRESH_COOKIE = "csrf_token", "refresh_token"
 

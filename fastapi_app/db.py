@@ -52,7 +52,10 @@ class Database:
             parsed = make_url(url)
         except ArgumentError:
             raise DatabaseUnavailable("DATABASE_URL is not the address of a database") from None
-        self.engine = _open_engine(parsed, pool_size, max_overflow)
+        try:
+            self.engine = _open_engine(parsed, pool_size, max_overflow)
+        except ModuleNotFoundError as error:
+            raise DatabaseUnavailable(f"DATABASE_URL needs {error.name}, which is not installed") from None
         self._writing = self.engine.execution_options(write=True)
         self._gate = asyncio.Semaphore(pool_size + max_overflow)
         self._wait_s = wait_s

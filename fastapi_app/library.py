@@ -17,7 +17,7 @@ from .http import json_response, read
 from .identity import Reader
 from .models import VIDEO_STATUSES, artists, videos
 
-router = APIRouter(prefix="/api")
+router = APIRouter(prefix="/api", tags=["library"])
 
 NEWEST = 5
 

@@ -13,7 +13,7 @@ from .http import ApiError, json_body, json_response, read
 from .identity import Admin
 from .models import settings
 
-router = APIRouter(prefix="/api/settings")
+router = APIRouter(prefix="/api/settings", tags=["settings"])
 
 MASK = "********"
 MAX_KEY, MAX_VALUE = 100, 10_000

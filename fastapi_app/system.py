@@ -15,7 +15,7 @@ from .files import off_loop
 from .http import json_response, read
 from .models import utcnow
 
-router = APIRouter(prefix="/api/health")
+router = APIRouter(prefix="/api/health", tags=["system"])
 
 MIN_FREE_BYTES = 100 * 1024 * 1024
 WORKERS_KEY = "rq:workers"

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from fastapi import APIRouter, Request
-from sqlalchemy import bindparam, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
@@ -109,7 +109,9 @@ async def _punish_reuse(request: Request, db: Db, claims: Claims) -> None:
 
 async def _spend(connection: AsyncConnection, jti: str, family: str) -> None:
     """Note it for as long as a token of that family can live. Raises IntegrityError when it was noted before."""
-    await connection.execute(insert(revoked_tokens).values(jti=jti, family=family, expires_at=utcnow() + KEEP))
+    now = utcnow()
+    await connection.execute(delete(revoked_tokens).where(revoked_tokens.c.expires_at < now))
+    await connection.execute(insert(revoked_tokens).values(jti=jti, family=family, expires_at=now + KEEP))
 
 
 async def _given(request: Request) -> tuple[str, bool]:

@@ -16,7 +16,7 @@ from .identity import Admin, LoggedIn, forbid, has_role
 from .models import ROLES, user_sessions, users
 from .sessions import session_of
 
-router = APIRouter(prefix="/api/users")
+router = APIRouter(prefix="/api/users", tags=["users"])
 
 USERNAME = re.compile(r"[a-z0-9][a-z0-9_.-]{2,49}")
 

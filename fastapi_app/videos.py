@@ -37,7 +37,7 @@ from .identity import Manager, Member, Reader
 from .models import VIDEO_STATUSES, artists, name_key, videos
 from .sending import Stream, send_file
 
-router = APIRouter(prefix="/api/videos")
+router = APIRouter(prefix="/api/videos", tags=["videos"])
 log = logging.getLogger("fastapi_app")
 
 T = TypeVar("T")

@@ -20,8 +20,10 @@ from fastapi_app.models import user_sessions, users, utcnow
 from fastapi_app.passwords import hash_password
 from fastapi_app.sessions import LIFETIME
 from tests.support.asgi import Answer, Lifespan, ask
+from tests.support.databases import create_database
 
 SECRET, PASSWORD = "s" * 32, "Right-pass-1"
+ON_BOTH = pytest.mark.parametrize("app", ["sqlite", "mariadb"], indirect=True)
 SAME_SITE = {"origin": "http://testserver"}
 
 
@@ -59,13 +61,20 @@ def bearer(token: str) -> dict[str, str]:
 
 
 @pytest.fixture
-async def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FastAPI]:
+async def app(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[FastAPI]:
+    """On SQLite, or where the test says so."""
+    if getattr(request, "param", "sqlite") == "mariadb":
+        url = create_database(request.getfixturevalue("mariadb_server"), "port_auth")
+    else:
+        url = f"sqlite:///{tmp_path}/app.sqlite3"
     env = {
         "SECRET_KEY": SECRET,
         "BCRYPT_ROUNDS": "4",
         "DATA_PATH": f"{tmp_path}/data",
         "LIBRARY_PATH": f"{tmp_path}/library",
-        "DATABASE_URL": f"sqlite:///{tmp_path}/app.sqlite3",
+        "DATABASE_URL": url,
     }
     for name, value in env.items():
         monkeypatch.setenv(name, value)
@@ -108,6 +117,7 @@ async def test_a_password_buys_a_token_that_names_its_owner(app: FastAPI) -> Non
     assert "alice" == await Client(app).whoami(**bearer(bought["access_token"]))
 
 
+@ON_BOTH
 async def test_a_wrong_password_buys_nothing_and_counts(app: FastAPI) -> None:
     client = Client(app)
     wrong = {"username": "alice", "password": "wrong"}
@@ -149,6 +159,7 @@ async def test_a_refresh_token_is_good_for_one_successor(app: FastAPI) -> None:
     assert 200 == (await refresh(app, second["refresh_token"])).status
 
 
+@ON_BOTH
 async def test_of_twenty_refreshes_at_once_one_succeeds_and_its_successor_works(app: FastAPI) -> None:
     token = (await tokens(app))["refresh_token"]
     answers = await asyncio.gather(*(refresh(app, token) for _ in range(20)))
@@ -169,6 +180,7 @@ async def test_a_spent_token_that_returns_later_ends_its_family_and_its_sign_in(
     assert "alice" == await Client(app).whoami(**bearer(other["access_token"]))
 
 
+@ON_BOTH
 async def test_revoking_ends_the_family_and_leaves_the_session(app: FastAPI) -> None:
     client = await browser(app)
     bought = json.loads((await client("POST", "/auth/token", **SAME_SITE)).body)

@@ -10,6 +10,7 @@ from sqlalchemy import insert, select, text, update
 from fastapi_app.config import StartupError
 from fastapi_app.db import MAX_OVERFLOW, Database, DatabaseUnavailable, Db
 from fastapi_app.models import login_attempts, utcnow
+from tests.support.databases import create_database
 
 SLOW = text("WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 3000000) SELECT max(n) FROM c")
 COUNT = select(login_attempts.c.count).where(login_attempts.c.key == "n")
@@ -18,6 +19,17 @@ COUNT = select(login_attempts.c.count).where(login_attempts.c.key == "n")
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     database = Database(f"sqlite:///{tmp_path}/db.sqlite3", pool_size=1, wait_s=0.2)
+    await database.prepare()
+    async with database.connect(write=True) as connection, connection.begin():
+        await connection.execute(insert(login_attempts).values(key="n", count=0, window_start=utcnow()))
+    yield database
+    await database.dispose()
+
+
+@pytest.fixture
+async def served(mariadb_server: str) -> AsyncIterator[Database]:
+    """On MariaDB, by aiomysql."""
+    database = Database(create_database(mariadb_server, "port_db"), pool_size=1, wait_s=5)
     await database.prepare()
     async with database.connect(write=True) as connection, connection.begin():
         await connection.execute(insert(login_attempts).values(key="n", count=0, window_start=utcnow()))
@@ -80,6 +92,40 @@ async def test_a_cancelled_query_returns_its_connection(database: Database) -> N
     db = Db(database)
     assert 0 == await db.scalar(COUNT)
     await db.close()
+
+
+async def test_a_server_keeps_answering_after_cancelled_queries(served: Database) -> None:
+    for _ in range(2 * MAX_OVERFLOW):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), served.connect() as connection:
+                await connection.execute(text("SELECT SLEEP(5)"))
+    assert 0 == borrowed(served)
+    for _ in range(20):
+        async with served.connect() as connection:
+            assert 0 == (await connection.execute(COUNT)).scalar()
+
+
+async def test_a_connection_that_the_server_closed_is_replaced(served: Database) -> None:
+    async with served.connect() as connection:
+        number = (await connection.execute(text("SELECT CONNECTION_ID()"))).scalar()
+    other = Database(str(served.engine.url.render_as_string(hide_password=False)))
+    async with other.connect() as connection:
+        await connection.execute(text(f"KILL {number}"))
+    await other.dispose()
+    async with served.connect() as connection:
+        assert 0 == (await connection.execute(COUNT)).scalar()
+
+
+async def test_writers_that_read_first_lock_what_they_read(served: Database) -> None:
+    async def add() -> None:
+        for _ in range(5):
+            async with Db(served).transaction() as connection:
+                count = (await connection.execute(COUNT.with_for_update())).scalar() or 0
+                await connection.execute(update(login_attempts).values(count=count + 1))
+
+    await asyncio.gather(*(add() for _ in range(8)))
+    async with served.connect() as connection:
+        assert 40 == (await connection.execute(COUNT)).scalar()
 
 
 async def test_a_cancelled_transaction_is_undone(database: Database) -> None:
@@ -158,7 +204,7 @@ async def test_an_unreachable_database_is_named_in_one_sentence(url: str) -> Non
     await database.dispose()
 
 
-@pytest.mark.parametrize("url", ["no address", "postgresql://localhost/x"])
+@pytest.mark.parametrize("url", ["no address", "postgresql://localhost/x", "mysql+asyncmy://localhost/x"])
 def test_an_address_that_no_driver_knows_is_refused(url: str) -> None:
     with pytest.raises(DatabaseUnavailable, match="DATABASE_URL"):
         Database(url)
