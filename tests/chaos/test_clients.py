@@ -89,15 +89,16 @@ def test_an_upload_of_a_gigabyte_takes_bounded_memory(server: Server) -> None:
 def test_while_legacy_is_slow_and_full_ported_routes_stay_fast(tmp_path: Path) -> None:
     with (
         serving(tmp_path, "who: 100", threads=4, queue=8, queue_wait_s=1, **PAIR) as server,
-        load(server, "/slow?s=2", clients=60) as slow,
+        load(server, "/slow?s=2", clients=32) as slow,
     ):
         wait_until(lambda: server.events().count("slow began") >= 8, "both pools to be full")
         with load(server, "/who", clients=2) as quick:
-            wait_until(lambda: len(slow.requests) >= 60, "the slow route to answer or refuse")
+            wait_until(lambda: len(slow.requests) >= 32, "the slow route to answer or refuse")
 
     assert {request.status for request in slow.requests} == {200, 503}
     assert quick.failures == []
-    assert statistics.median(request.ended - request.began for request in quick.requests) < 0.1
+    took_s = statistics.median(request.ended - request.began for request in quick.requests)
+    assert took_s < 0.5  # one that needed a legacy thread would have waited for a second
 
 
 def test_a_refusal_of_a_full_pool_says_when_to_come_back(tmp_path: Path) -> None:

@@ -23,9 +23,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def server(running: Server) -> Server:
     """With everything on legacy."""
-    running.say("who: 0")
-    version = running.version()
-    wait_until(lambda: set(running.workers().values()) == {version}, "both workers to follow")
+    running.put("who: 0")
     return running
 
 
@@ -89,7 +87,7 @@ def test_a_subject_stays_on_its_side_on_every_worker_and_after_a_restart(tmp_pat
     with serving(tmp_path, **PAIR) as server:
         assert sides(server, keys) == first
 
-        server.cli("set", "who", "75", "--wait")
+        server.put("who: 75")
         raised = sides(server, keys)
         assert [key for key in keys if first[key] == "fastapi" and raised[key] == "legacy"] == []
 
@@ -121,7 +119,7 @@ def test_an_anonymous_caller_gets_a_cookie_only_when_a_split_needs_it_and_then_s
     with server.client() as client:
         assert "set-cookie" not in client.get("/who").headers
 
-    server.cli("set", "who", "50", "--wait")
+    server.put("who: 50")
     with server.client() as client:
         first = client.get("/who")
         assert list(first.cookies) == ["gw_id"]

@@ -34,10 +34,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def put(server: Server, side: str) -> None:
-    assert server.cli("override", side, "--wait").returncode == 0
-
-
 def sign_in(client: httpx.Client, who: dict[str, str]) -> None:
     answer = client.post("/auth/login", json=who, headers={"Origin": str(client.base_url)})
     assert answer.status_code == 200, answer.text
@@ -47,9 +43,9 @@ def sign_in(client: httpx.Client, who: dict[str, str]) -> None:
 @pytest.mark.parametrize("side", SIDES)
 def test_a_session_that_one_side_made_is_good_on_both_and_ends_on_both(server: Server, side: str, other: str) -> None:
     with server.client() as client:
-        put(server, side)
+        server.put(override=side)
         sign_in(client, ADMIN)
-        put(server, other)
+        server.put(override=other)
         answer = client.get("/api/users/me")
         assert (answer.status_code, answer.headers["x-served-by"]) == (200, other)
         assert answer.json()["username"] == "admin"
@@ -57,7 +53,7 @@ def test_a_session_that_one_side_made_is_good_on_both_and_ends_on_both(server: S
 
         assert client.post("/auth/logout", headers={"Origin": server.url}).status_code == 200
         for where in SIDES:
-            put(server, where)
+            server.put(override=where)
             assert client.get("/api/users/me").status_code == 401
             assert httpx.get(f"{server.url}/api/users/me", cookies=stolen, trust_env=False).status_code == 401
 
@@ -65,45 +61,45 @@ def test_a_session_that_one_side_made_is_good_on_both_and_ends_on_both(server: S
 @pytest.mark.parametrize("side", SIDES)
 def test_a_role_that_changes_on_one_side_is_seen_on_the_other_with_the_next_request(server: Server, side: str) -> None:
     with server.client() as admin, server.client() as reader:
-        put(server, side)
+        server.put(override=side)
         sign_in(admin, ADMIN)
         sign_in(reader, READER)
-        put(server, "fastapi" if side == "legacy" else "legacy")
+        server.put(override="fastapi" if side == "legacy" else "legacy")
         assert reader.get("/api/users/").status_code == 403
         user_id = reader.get("/api/users/me").json()["id"]
 
         for role, status in (("admin", 200), ("readonly", 403)):
-            put(server, side)
+            server.put(override=side)
             changed = admin.put(f"/api/users/{user_id}/role", json={"role": role}, headers={"Origin": server.url})
             assert changed.status_code == 200, changed.text
-            put(server, "fastapi" if side == "legacy" else "legacy")
+            server.put(override="fastapi" if side == "legacy" else "legacy")
             assert reader.get("/api/users/").status_code == status
 
 
 def test_a_token_of_the_port_is_good_on_both_sides_and_ends_with_its_session(server: Server) -> None:
-    put(server, "fastapi")
+    server.put(override="fastapi")
     with server.client() as client:
         tokens = client.post("/auth/token", json=ADMIN).raise_for_status().json()
     bearer = {"Authorization": f"Bearer {tokens['access_token']}"}
     for side in SIDES:
-        put(server, side)
+        server.put(override=side)
         assert httpx.get(f"{server.url}/api/users/me", headers=bearer, trust_env=False).status_code == 200
 
-    put(server, "legacy")
+    server.put(override="legacy")
     ended = httpx.post(f"{server.url}/auth/logout", headers=bearer | {"Origin": server.url}, trust_env=False)
     assert ended.status_code == 200, ended.text
     for side in SIDES:
-        put(server, side)
+        server.put(override=side)
         assert httpx.get(f"{server.url}/api/users/me", headers=bearer, trust_env=False).status_code == 401
 
 
 def test_a_signed_in_user_notices_nothing_while_sides_change(server: Server) -> None:
-    put(server, "legacy")
+    server.put(override="legacy")
     with server.client() as client:
         sign_in(client, READER)
-        with load(server, "/api/artists/?per_page=5", headers={"Cookie": cookie(client)}) as asked:
+        with load(server, "/api/artists/?per_page=5", headers={"Cookie": cookie(client)}, clients=2) as asked:
             for side in ("fastapi", "legacy") * 3:
-                put(server, side)
+                server.put(override=side)
 
     assert asked.failures == []
     bodies = {repr(request.answer) for request in asked.requests}

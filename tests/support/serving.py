@@ -65,9 +65,11 @@ class Server:
         fresh.write_text(text)
         fresh.replace(self.flags)
 
-    def version(self) -> str:
-        """Of the flag file on disk."""
-        return parse_flags(self.flags.read_text(), None).version
+    def put(self, *routes: str, override: str = "none") -> None:
+        """Like `say`, and wait until every worker has followed."""
+        self.say(*routes, override=override)
+        version = parse_flags(self.flags.read_text(), None).version
+        wait_until(lambda: set(self.workers().values()) == {version}, "the workers to follow the flag file")
 
     def workers(self) -> dict[int, str]:
         """The flag version that every live worker runs, by process id."""
