@@ -2,6 +2,8 @@
 
 A request is received on the loop, run in a thread and sent on the loop. An ordinary response crosses from the thread
 to the loop once, whole; one that takes its time is passed on chunk by chunk through a spool.
+
+What the wire needs is the protocol's: the Date, how a body of unknown length ends, deadlines for slow clients.
 """
 
 import asyncio
@@ -9,148 +11,29 @@ import io
 import logging
 import os
 import re
-import stat
-import sys
 from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from math import ceil, inf
 from typing import Any, BinaryIO, cast
-from urllib.parse import quote, unquote_to_bytes
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgiref.util import is_hop_by_hop
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from .environ import Environs, FileWrapper
 from .errors import BodyTruncated
 from .pool import Pool, Stats
 from .settings import Settings
 from .spool import MIB, Spool, Store, Upload
 
-CACHED_NAMES = 1024  # clients choose header names: a cache of them must not grow without limit
+CACHED_NAMES = 1024  # applications may make up header names, too
 JOIN_BYTES = 65_536  # chunks that wait already are sent together as far as this
 AHEAD_BYTES = 2 * MIB  # of one streamed response in memory; what a slow reader leaves goes to disk
 SLOW_READER_S = 0.25  # with so much unread for so long, a reader is slow
 CLOSE_S = 2.0  # for generators to notice that they have been abandoned
 
 log = logging.getLogger(__name__)
-
-
-# --- The request, as the application sees it
-
-
-class FileWrapper:
-    """`wsgi.file_wrapper`: a file as a response body.
-
-    It is its own iterator and can seek where the file can: Werkzeug takes `iter()` of it, then closes that or, for a
-    Range, lets it seek.
-    """
-
-    def __init__(self, filelike: Any, blksize: int = 8192) -> None:
-        self.filelike, self.blksize = filelike, blksize
-        for name in ("close", "seekable", "seek", "tell"):
-            if hasattr(filelike, name):
-                setattr(self, name, getattr(filelike, name))
-
-    def __iter__(self) -> "FileWrapper":
-        return self
-
-    def __next__(self) -> bytes:
-        if chunk := self.filelike.read(self.blksize):
-            return bytes(chunk)
-        raise StopIteration
-
-    def on_disk(self) -> tuple[int, int, int] | None:
-        """Descriptor, position and end of a plain file; None for anything that makes its bytes as it is read."""
-        if type(self.filelike) not in (io.BufferedReader, io.FileIO):
-            return None
-        try:
-            fd = self.filelike.fileno()
-            status = os.fstat(fd)
-            return (fd, self.filelike.tell(), status.st_size) if stat.S_ISREG(status.st_mode) else None
-        except (OSError, ValueError):
-            return None
-
-
-class _Keys(dict[bytes, str]):
-    """Names in the environ of request headers; empty for those that pose as another: `X_Real_IP`."""
-
-    def __missing__(self, name: bytes) -> str:
-        key = "" if b"_" in name else name.decode("latin-1").upper().replace("-", "_")
-        if key and key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
-            key = "HTTP_" + key
-        if len(self) < CACHED_NAMES and len(name) < 64:
-            self[name] = key
-        return key
-
-
-class Environs:
-    """Makes environs as gunicorn makes them."""
-
-    def __init__(self, *, multiprocess: bool) -> None:
-        self._keys = _Keys()
-        self._base: WSGIEnvironment = {
-            "SCRIPT_NAME": "",
-            "SERVER_SOFTWARE": "gateway",
-            "wsgi.version": (1, 0),
-            "wsgi.errors": sys.stderr,
-            "wsgi.multithread": True,
-            "wsgi.multiprocess": multiprocess,
-            "wsgi.run_once": False,
-            "wsgi.file_wrapper": FileWrapper,
-            "wsgi.input_terminated": True,
-        }
-
-    def build(self, scope: Scope) -> WSGIEnvironment:
-        """Everything but `wsgi.input`."""
-        environ = self._base.copy()
-        path = scope.get("raw_path") or quote(scope["path"]).encode()
-        query = scope["query_string"].decode("latin-1")
-        uri = path.decode("latin-1")
-        environ["REQUEST_METHOD"] = scope["method"]
-        environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if b"%" in path else uri
-        environ["QUERY_STRING"] = query
-        environ["RAW_URI"] = environ["REQUEST_URI"] = f"{uri}?{query}" if query else uri
-        environ["SERVER_PROTOCOL"] = "HTTP/" + scope["http_version"]
-        environ["wsgi.url_scheme"] = scope["scheme"]
-        keys = self._keys
-        for name, value in scope["headers"]:
-            key = keys[name]
-            if key not in environ:
-                environ[key] = value.strip().decode("latin-1")
-            else:
-                separator = "; " if key == "HTTP_COOKIE" else ","
-                environ[key] += separator + value.strip().decode("latin-1")
-        environ.pop("", None)
-        _add_addresses(environ, scope)
-        if scope.get("root_path"):
-            _split_prefix(environ, scope["root_path"])
-        if "gateway.match" in scope:
-            environ["gateway.match"] = scope["gateway.match"]
-        return environ
-
-
-def _add_addresses(environ: WSGIEnvironment, scope: Scope) -> None:
-    host, port = scope.get("server") or ("", None)
-    if port is None:  # a unix socket: what the client says is all that is known
-        host, _, port = environ.get("HTTP_HOST", "").partition(":")
-        port = port or {"http": 80, "https": 443}.get(scope["scheme"], "")
-    environ["SERVER_NAME"], environ["SERVER_PORT"] = host, str(port)
-    client = scope.get("client")
-    if client:
-        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client[0], str(client[1])
-    else:
-        environ["REMOTE_ADDR"] = ""
-
-
-def _split_prefix(environ: WSGIEnvironment, root_path: str) -> None:
-    prefix = root_path.rstrip("/").encode().decode("latin-1")
-    path = environ["PATH_INFO"]
-    if path == prefix or path.startswith(prefix + "/"):
-        environ["SCRIPT_NAME"], environ["PATH_INFO"] = prefix, path[len(prefix) :]
-
-
-# --- The response, as the client sees it
 
 
 class _Statuses(dict[str, int]):
@@ -238,6 +121,11 @@ _TOO_LARGE = _page("Request Entity Too Large")
 _BUSY = b"Service Unavailable\n"
 
 
+def _check_size(count: int, most_bytes: int) -> None:
+    if 0 < most_bytes < count:
+        raise RequestEntityTooLarge
+
+
 class ClientGone(ConnectionError):
     """Raised at a chunk that nobody waits for any more. Only code that calls `write` gets to see it."""
 
@@ -290,8 +178,9 @@ class Exchange:
             self._upload.release()
 
     def start_response(
-        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], object]:
+        """Note the head; it is not sent before the first byte of the body. Raises ValueError when it is no head."""
         if exc_info is not None:
             try:
                 if self._begun:
@@ -372,7 +261,7 @@ class Exchange:
             self._mailbox.wake(future)
 
     def _fail(self, error: BaseException) -> None:
-        if self._begun and not self._done:
+        if self._begun and not (self._done or self._gone):
             self._error = error
         elif not isinstance(error, ClientGone):
             log.error("Error handling request %s %s", self._method, self._environ.get("RAW_URI"), exc_info=error)
@@ -448,35 +337,29 @@ class Exchange:
         if length == "0" and "HTTP_TRANSFER_ENCODING" not in environ:
             environ["wsgi.input"] = io.BytesIO()  # without asking: HTTP/1 has no other way to announce a body
             return True
-        if length.isdecimal() and 0 < most_bytes < int(length):
-            return self._answer("413 Request Entity Too Large", "text/html", _TOO_LARGE)
         try:
-            environ["wsgi.input"] = await self._receive_body(streamed)
+            if length.isdecimal():
+                _check_size(int(length), most_bytes)
+            environ["wsgi.input"] = await self._receive_body(most_bytes, streamed=streamed)
         except RequestEntityTooLarge:
-            return self._answer("413 Request Entity Too Large", "text/html", _TOO_LARGE)
+            self._answer("413 Request Entity Too Large", "text/html", _TOO_LARGE)
         except BodyTruncated:
             self.abandon()
-            return False
-        return True
+        return not self._future.done()
 
-    async def _receive_body(self, streamed: bool) -> BinaryIO:
-        settings = self._backend.settings
+    async def _receive_body(self, most_bytes: int, *, streamed: bool) -> BinaryIO:
         message: Message = {} if streamed else await self._receive()
         if message.get("type") == "http.request" and not message.get("more_body"):
             body: bytes = message.get("body", b"")
-            if 0 < settings.max_body_bytes < len(body):
-                raise RequestEntityTooLarge
+            _check_size(len(body), most_bytes)
             return io.BytesIO(body)
+        window_bytes = self._backend.settings.window_bytes
         upload = Upload(
-            self._receive,
-            self._backend.store,
-            self._mailbox.wake,
-            max_bytes=settings.max_body_bytes,
-            window_bytes=settings.window_bytes,
+            self._receive, self._backend.store, self._mailbox.wake, max_bytes=most_bytes, window_bytes=window_bytes
         )
-        body_file = upload.stream() if streamed else await upload.receive_all(message)
+        file = upload.stream() if streamed else await upload.receive_all(message)
         self._upload = upload
-        return body_file
+        return file
 
     async def respond(self, send: Send) -> None:
         """Wait for the thread and send what it hands over. Raises what the application raised in mid-response."""
@@ -497,9 +380,7 @@ class Exchange:
                 self.abandon()
             if self._watcher is not None:
                 self._watcher.cancel()
-                self._watcher = (
-                    None  # a cancelled task holds the frame that holds this: no circle, or the file stays open
-                )
+                self._watcher = None  # it keeps its frame, which holds this: without a circle files are closed at once
 
     async def _stream(self, send: Send, spool: Spool) -> None:
         if not self._done or spool.size > JOIN_BYTES:
@@ -552,11 +433,10 @@ class Exchange:
         wait_s = max(1, ceil(self._backend.settings.queue_wait_s))
         self._answer("503 Service Unavailable", "text/plain", _BUSY, ("retry-after", str(wait_s)))
 
-    def _answer(self, status: str, kind: str, body: bytes, *more: tuple[str, str]) -> bool:
+    def _answer(self, status: str, kind: str, body: bytes, *more: tuple[str, str]) -> None:
         self._say(status, kind, body, *more)
         self._done = True
         self._future.set_result(None)
-        return False
 
     def _release_body(self) -> None:
         if self._upload is not None:

@@ -1009,8 +1009,15 @@ async def test_a_file_that_shrinks_meanwhile_is_an_error(film: Path) -> None:
     assert not client.complete
 
 
-async def test_a_slow_download_holds_no_thread(film: Path) -> None:
-    bridge = native(sending(film), threads=1)
+def flask_sending(path: Path) -> Flask:
+    app = Flask("legacy")
+    app.get("/")(lambda: send_file(path, conditional=True))
+    return app
+
+
+@pytest.mark.parametrize("app", [sending, flask_sending])
+async def test_a_slow_download_holds_no_thread(film: Path, app: Any) -> None:
+    bridge = native(app(film), threads=1)
     clients = [Client() for _ in range(6)]
     for client in clients:
         client.reads.clear()
@@ -1052,12 +1059,10 @@ async def test_what_is_no_plain_file_is_read() -> None:
 
 
 async def test_flask_sends_files(build: Build, film: Path) -> None:
-    app = Flask("legacy")
-    app.get("/film")(lambda: send_file(film, conditional=True))
-    bridge = build(app)
-    client = await ask(bridge, target="/film")
+    bridge = build(flask_sending(film))
+    client = await ask(bridge)
     assert film.read_bytes() == client.body
-    client = await ask(bridge, target="/film", headers=[("range", "bytes=1000000-1999999")])
+    client = await ask(bridge, headers=[("range", "bytes=1000000-1999999")])
     assert (206, film.read_bytes()[1_000_000:2_000_000]) == (client.status, client.body)
 
 
@@ -1127,11 +1132,11 @@ async def test_a_slow_reader_of_a_moderate_response_holds_no_thread() -> None:
 
 async def test_a_slow_reader_of_an_endless_response_stops_the_application() -> None:
     app = Producer(10_000)
-    bridge, client = native(app, threads=1), Client()
+    bridge, client = native(app, threads=1, spool_response_bytes=2 * MIB), Client()
     client.reads.clear()
     task = start(bridge, client)
     await until(lambda: app.made * app.size > bridge.settings.spool_response_bytes)
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(0.3)
     ahead = app.made * app.size
     assert ahead < bridge.settings.spool_response_bytes + 3 * MIB
     client.reads.set()
@@ -1143,8 +1148,8 @@ async def test_a_slow_reader_of_an_endless_response_stops_the_application() -> N
 
 
 async def test_an_interrupted_reader_gets_everything() -> None:
-    app = Producer(2500)
-    bridge, client = native(app, threads=1), Client()
+    app = Producer(1200)
+    bridge, client = native(app, threads=1, spool_response_bytes=2 * MIB), Client()
     task = start(bridge, client)
     while not task.done():
         client.reads.clear()
