@@ -3,7 +3,7 @@
 from io import BytesIO
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -46,7 +46,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(PIECES, max_size=14).map("".join))
 @example('--b\r\nContent-Disposition: form-data; name="a"; filename="x"\r\n\r\n--b--\r\n')
 @example('--b\nContent-Disposition: form-data; name="a"\n\n1\n--b--')

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fastapi import Request
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.convertors import CONVERTOR_TYPES
 from werkzeug.datastructures import MultiDict
@@ -55,6 +55,7 @@ def asked(query_string: str) -> dict[str, str]:
     return query(Request(scope))
 
 
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 raw_queries = st.lists(
     st.sampled_from(
         ["a=1", "a=2", "b", "=", "&", ";", "%C3%A9", "%ff", "%", "+", "a%3Db=c", "é", "%F0%9F%8E%B8", "b=%00"]
@@ -62,12 +63,14 @@ raw_queries = st.lists(
 ).map("&".join)
 
 
+@PATIENT
 @given(raw_queries)
 def test_the_first_of_a_repeated_field_counts_and_damaged_bytes_stay_quoted(query_string: str) -> None:
     oracle = WerkzeugRequest({"QUERY_STRING": query_string.encode().decode("latin-1"), "REQUEST_METHOD": "GET"})
     assert oracle.args.to_dict() == asked(query_string)
 
 
+@PATIENT
 @given(st.text(max_size=8) | st.integers().map(str))
 def test_a_number_in_the_query_is_what_int_makes_of_it(value: str) -> None:
     typed = MultiDict({"n": value}).get("n", type=int)
@@ -96,6 +99,7 @@ def test_error_pages_are_werkzeugs(error: Any) -> None:
     assert (oracle.data, oracle.content_type) == (page.body, page.headers["content-type"])
 
 
+@PATIENT
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=20), st.sampled_from([302, 308]))
 def test_redirects_are_werkzeugs(path: str, status: int) -> None:
     location = "/" + path.lstrip("/\\")
@@ -104,6 +108,7 @@ def test_redirects_are_werkzeugs(path: str, status: int) -> None:
     assert oracle.get_wsgi_headers({})["Location"] == answer.headers["location"]
 
 
+@PATIENT
 @given(st.text(max_size=6) | st.integers(0).map(str))
 def test_a_number_in_the_path_is_what_werkzeug_takes_for_one(segment: str) -> None:
     adapter = Map([Rule("/<int:n>", endpoint="n")], merge_slashes=False).bind("host")

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastapi_app.json import decode, encode, exact_float
 
 FLASK = Flask("oracle")
 
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats().map(exact_float) | st.text() | st.datetimes() | st.dates(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
@@ -25,11 +26,13 @@ def jsonify(value: Any) -> bytes:
         return FLASK.json.response(value).data
 
 
+@PATIENT
 @given(values)
 def test_any_value_has_the_bytes_of_jsonify(value: Any) -> None:
     assert jsonify(value) == encode(value)
 
 
+@PATIENT
 @given(st.floats())
 def test_a_float_that_was_read_is_written_as_python_writes_it(number: float) -> None:
     read = decode(json.dumps([number]))
@@ -72,6 +75,7 @@ def test_what_json_cannot_say_is_a_type_error() -> None:
 texts = st.text() | values.map(lambda value: json.dumps(value, default=str))
 
 
+@PATIENT
 @given(texts.flatmap(lambda text: st.sampled_from([text, *encodings(text)])))
 def test_reading_accepts_and_refuses_what_flask_does(text: str | bytes) -> None:
     try:

@@ -78,7 +78,11 @@ conditions = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.sampled_from(["GET", "HEAD"]), conditions, st.sampled_from([CONTENT, b""]))
 @example("GET", {"Range": "bytes=0-99"}, CONTENT)
 @example("GET", {"Range": "bytes=0-9", "If-Range": DATE}, CONTENT)

@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import pytest
 from flask import Flask, session
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from werkzeug.http import dump_cookie
 from werkzeug.http import parse_cookie as werkzeug_parse_cookie
@@ -16,6 +16,7 @@ from fastapi_app.cookies import drop_cookie, parse_cookies, set_cookie
 from fastapi_app.sessions import COOKIE, Session, SessionCookie
 
 SECRET = "s" * 32
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 TOKENS = st.text("abcXYZ019-_", min_size=1, max_size=200)
 
 
@@ -69,6 +70,7 @@ def value_of(headers: list[tuple[bytes, bytes]]) -> str:
     return next(v for n, v in headers if n == b"set-cookie").decode().partition("=")[2].partition(";")[0]
 
 
+@PATIENT
 @given(st.integers(1), TOKENS)
 def test_flask_reads_what_the_port_writes(user_id: int, token: str) -> None:
     started = Session({})
@@ -77,6 +79,7 @@ def test_flask_reads_what_the_port_writes(user_id: int, token: str) -> None:
     assert {"_permanent": True, "user_id": user_id, "session_token": token} == flask_reads(value)
 
 
+@PATIENT
 @given(st.integers(1), TOKENS)
 def test_the_port_reads_what_flask_writes(user_id: int, token: str) -> None:
     read = SessionCookie(SECRET, secure=False).read(flask_cookie({"user_id": user_id, "session_token": token}))
@@ -149,6 +152,7 @@ def without_time(headers: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
 # Cookies
 
 
+@PATIENT
 @given(st.lists(st.sampled_from([*'ab=;" \\,é\t', '"a\\"b"', "\\101", "a=1; ", '="x;y"', "; "])).map("".join))
 def test_cookies_are_read_as_werkzeug_reads_them(header: str) -> None:
     wire = header.encode().decode("latin-1")
