@@ -85,3 +85,11 @@ def test_links_between_documents_lead_somewhere(page: str) -> None:
     base = (ROOT / page).parent
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text()):
         assert (base / target).exists(), target
+
+
+def test_every_module_of_the_gateway_is_on_the_map() -> None:
+    page = (ROOT / "docs/explanation.md").read_text().split("## Where things are")[1].split("##")[0]
+    modules = {path.stem for path in (ROOT / "gateway").glob("*.py")} - {"__init__", "__main__"}
+    assert modules == {
+        name for row in re.findall(r"^\|[^|]*\|([^|]*)\|", page, re.MULTILINE) for name in re.findall("`(\\w+)`", row)
+    }
