@@ -2,12 +2,13 @@
 
 import ctypes
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +19,15 @@ _libc = ctypes.CDLL(None)
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port for a server that starts soon.
+
+    By chance, and below those that the system hands out: nobody else's connection gets it in between.
+    """
+    while True:
+        port = 10_240 + secrets.randbelow(22_528)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], T], what: str, timeout_s: float = 15.0) -> T:
