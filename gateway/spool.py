@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class Gate:
-    """Where a thread waits for the loop: an Event that costs nothing until somebody waits."""
+    """Where one thread waits for the loop: an Event that costs nothing until somebody waits."""
 
     __slots__ = ("_waiter",)
 
@@ -48,9 +48,10 @@ class Gate:
         return bool(ready()) or waiter.acquire(timeout=-1 if timeout_s is None else timeout_s)
 
     def open(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            with suppress(RuntimeError):  # somebody else has opened it at the same time
+        """To be called after what `ready` looks at has changed: who begins to wait now will see it."""
+        waiter = self._waiter
+        if waiter is not None and waiter.locked():
+            with suppress(RuntimeError):  # somebody else has opened it at the same moment
                 waiter.release()
 
 

@@ -363,7 +363,7 @@ class Exchange:
 
     async def respond(self, send: Send) -> None:
         """Wait for the thread and send what it hands over. Raises what the application raised in mid-response."""
-        if self._upload is not None and not self._upload.complete:
+        if self._upload is not None and not (self._upload.complete or self._done):
             self.watch()
         try:
             await self._future
