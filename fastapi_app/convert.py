@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -46,6 +47,7 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
+    """Kill the group before its leader is reaped: until then nobody else can have that number."""
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -29,6 +29,10 @@ def running(pid: int) -> bool:
         return False
 
 
+def pids_in(folder: Path) -> list[int]:
+    return [int(pid) for pid in (folder / "pids").read_text().split()]
+
+
 async def until(condition: Any) -> float:
     started = monotonic()
     while not condition():
@@ -51,7 +55,7 @@ async def test_a_client_that_leaves_takes_the_whole_group_along(tmp_path: Path, 
     stream = Stream(converted(ffmpeg, tmp_path / "video.mkv"), 200, {})
     answering = asyncio.create_task(stream(http_scope(), receive, send))
     await until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text().strip())
-    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    pids = pids_in(tmp_path)
     assert all(map(running, pids))
     gone.set()
     await answering
@@ -62,6 +66,13 @@ async def test_the_output_arrives_whole_and_in_order(tmp_path: Path) -> None:
     ffmpeg = fake_ffmpeg(tmp_path, "kill $!; seq 1 100000")
     answer = await ask(Stream(converted(ffmpeg, tmp_path / "video.mkv"), 200, {}))
     assert "".join(f"{n}\n" for n in range(1, 100001)).encode() == answer.body
+
+
+async def test_what_the_program_leaves_behind_goes_too(tmp_path: Path) -> None:
+    ffmpeg = fake_ffmpeg(tmp_path, "echo x")
+    answer = await ask(Stream(converted(ffmpeg, tmp_path / "video.mkv"), 200, {}))
+    assert b"x\n" == answer.body
+    assert await until(lambda: not any(map(running, pids_in(tmp_path)))) < 1
 
 
 async def test_a_conversion_that_fails_ends_the_stream(tmp_path: Path) -> None:
