@@ -671,7 +671,8 @@ async def test_exc_info_after_the_first_byte_ends_the_response(build: Build) -> 
     assert (200, b"aa", False) == (client.status, client.body, client.complete)
 
 
-async def test_exc_info_after_the_first_byte_cannot_be_ignored() -> None:
+@pytest.mark.parametrize("more", [[], [b"b"]])
+async def test_exc_info_after_the_first_byte_cannot_be_ignored(more: list[bytes]) -> None:
     def app(environ: Any, start_response: Any) -> Any:
         start_response(OK, TEXT)
         yield b"a"
@@ -680,6 +681,7 @@ async def test_exc_info_after_the_first_byte_cannot_be_ignored() -> None:
                 raise KeyError("k")
             except KeyError:
                 start_response("500 Failed", TEXT, sys.exc_info())
+        yield from more
 
     client = Client()
     with pytest.raises(KeyError):
@@ -849,7 +851,13 @@ async def test_head_looks_at_the_request_as_it_came() -> None:
 
 
 @pytest.mark.parametrize(
-    "chunks", [[b"hello, ", b"world"], lambda: iter([b"hello, ", b"world"]), lambda: iter([b"hel", b"lo, "])]
+    "chunks",
+    [
+        [b"hello, ", b"world"],
+        lambda: iter([b"hello, ", b"world"]),
+        lambda: iter([b"hel", b"lo, "]),
+        lambda: iter([b"hello", b"", b", world"]),
+    ],
 )
 async def test_a_body_is_cut_at_its_content_length(build: Build, chunks: Any) -> None:
     client = await ask(build(answering(chunks, headers=[("Content-Length", "5")])))
@@ -1027,6 +1035,21 @@ async def test_a_slow_download_holds_no_thread(film: Path, app: Any) -> None:
         client.reads.set()
     await asyncio.gather(*tasks)
     assert [film.read_bytes()] * 6 == [client.body for client in clients]
+
+
+async def test_a_file_is_sent_when_no_descriptor_is_left(film: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        response = sending(film)(environ, start_response)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        return response
+
+    try:
+        client = await ask(native(app))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert film.read_bytes() == client.body
 
 
 def open_files() -> int:
