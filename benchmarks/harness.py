@@ -12,8 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from http.client import HTTPConnection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,11 @@ class Plan:
 
     rounds: int = 7
     seconds: float = 4.0
+    keep: bool = True  # the results, in results/
 
     @classmethod
     def quick(cls) -> "Plan":
-        return cls(rounds=1, seconds=1.0)
+        return cls(rounds=1, seconds=1.0, keep=False)
 
     def but(self, **changes: Any) -> "Plan":
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
@@ -81,13 +83,16 @@ def serving(contestants: Sequence[Contestant]) -> Iterator[dict[str, int]]:
 
 @contextmanager
 def _server(contestant: Contestant, log: Path) -> Iterator[int]:
+    """Runs beside its log, where no pyproject.toml configures it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = ["taskset", "-c", SERVER_CORE, *(part.format(port=port) for part in contestant.command)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), **(contestant.env or {})}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=log.parent, env=env, stdout=output, stderr=output, start_new_session=True
+        )
     try:
         _wait_for(port, process, log)
         yield port
@@ -101,10 +106,13 @@ def _server(contestant: Contestant, log: Path) -> Iterator[int]:
 
 
 def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Until it answers, whatever it answers."""
     deadline = time.monotonic() + 30
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+                connection.request("GET", "/")
+                connection.getresponse()
         except OSError:
             if process.poll() is not None or time.monotonic() > deadline:
                 sys.exit(f"a server did not start:\n{log.read_text()}")
@@ -123,8 +131,10 @@ def measure(port: int, cell: Cell, seconds: float) -> Measured:
     command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{cell.connections}", f"-d{seconds:g}s", "--timeout", "30s"]
     command += ["-s", str(HERE / "load.lua"), f"http://127.0.0.1:{port}{cell.path}"]
     env = {**os.environ, "BENCH_METHOD": cell.method, "BENCH_BODY_BYTES": str(cell.body_bytes)}
-    output = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
-    requests, took_us, p50_us, p99_us, errors = output.partition("RESULT ")[2].split()
+    done = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"wrk failed: {done.stderr.strip()}")
+    requests, took_us, p50_us, p99_us, errors = done.stdout.partition("RESULT ")[2].split()
     rps = int(requests) / (int(took_us) / 1e6)
     return Measured(round(rps, 1), float(p50_us) / 1000, float(p99_us) / 1000, int(errors))
 
@@ -162,6 +172,8 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 def save(name: str, plan: Plan, results: object) -> None:
     """Write `results/NAME.json` with what is needed to judge it: machine, versions, plan."""
+    if not plan.keep:
+        return
     packages = ("flask", "werkzeug", "fastapi", "starlette", "uvicorn", "uvloop", "a2wsgi", "gunicorn")
     document = {
         "benchmark": name,

@@ -1,0 +1,74 @@
+"""How long a change of a flag takes until every one of four workers runs it."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from gateway.flags import FlagStore
+from gateway.ledger import Ledger
+
+from .harness import ROOT, Contestant, Plan, save, serving, table
+
+WORKERS = 4
+TARGET_MS = 500.0
+KEY = "resource1.get"
+LOOK_S = 0.001  # between looks at the acknowledgements
+
+
+def main(plan: Plan) -> None:
+    changes = 30 * plan.rounds
+    with TemporaryDirectory() as directory:
+        settings = {
+            "GATEWAY_LEGACY": "benchmarks.apps:make_flask",
+            "GATEWAY_FASTAPI": "benchmarks.apps:make_fastapi",
+            "GATEWAY_FLAGS": f"{directory}/flags.yaml",
+            "GATEWAY_STATE": f"{directory}/state",
+            "GATEWAY_WORKERS": str(WORKERS),
+            "GATEWAY_LOG_LEVEL": "warning",
+        }
+        Path(settings["GATEWAY_FLAGS"]).write_text(f"version: 1\nroutes:\n  {KEY}: 0\n")
+        command = [sys.executable, "-m", "gateway", "serve", "--port", "{port}"]
+        with serving([Contestant("gateway", command, settings)]):
+            ledger = Ledger(Path(settings["GATEWAY_STATE"]))
+            while len(ledger.workers()) < WORKERS:
+                time.sleep(0.1)
+            results = {
+                "edit until all workers run it": [change(ledger, settings, number) for number in range(changes)],
+                "the whole `gateway set --wait`": [command_ms(settings, number) for number in range(5 * plan.rounds)],
+            }
+    rows = [[name, str(len(ms)), *map(milliseconds, summary(ms)), f"{TARGET_MS:.0f}"] for name, ms in results.items()]
+    table(f"One flag, {WORKERS} workers, ms", ["", "changes", "p50", "p99", "most", "target of p99, at most"], rows)
+    save("flags", plan, results)
+
+
+def change(ledger: Ledger, settings: Mapping[str, str], number: int) -> float:
+    """Milliseconds from the beginning of an edit until the last worker has acknowledged it."""
+    store = FlagStore(Path(settings["GATEWAY_FLAGS"]), None, Path(settings["GATEWAY_STATE"]))
+    began = time.perf_counter()
+    version = store.set_weight(KEY, number % 99 + 1, by="benchmark").version
+    while {worker.version for worker in ledger.workers()} != {version}:
+        time.sleep(LOOK_S)
+    return (time.perf_counter() - began) * 1000
+
+
+def command_ms(settings: Mapping[str, str], number: int) -> float:
+    """The same as an operator sees it: with the start of Python and the import of both applications."""
+    command = [sys.executable, "-m", "gateway", "set", KEY, str(number % 50), "--wait"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **settings}
+    began = time.perf_counter()
+    subprocess.run(command, cwd=settings["GATEWAY_STATE"], env=env, check=True, stdout=subprocess.DEVNULL)
+    return (time.perf_counter() - began) * 1000
+
+
+def summary(values: list[float]) -> tuple[float, float, float]:
+    ordered = sorted(values)
+    return statistics.median(ordered), ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))], ordered[-1]
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.0f}"
