@@ -8,12 +8,12 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-from gateway.flags import FlagStore
-from gateway.ledger import Ledger
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.app import Gateway
+from gateway.flags import FlagStore
 from gateway.identity import IdentityBridge
+from gateway.ledger import Ledger
 from gateway.routes import RouteTable
 from gateway.settings import IdentitySettings, Settings
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from gateway.ledger import Ledger
 
+from gateway.ledger import Ledger
 from tests.support.load import load
 from tests.support.processes import wait_until
 from tests.support.serving import Server, flag_file, serving
