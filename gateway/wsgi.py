@@ -94,12 +94,10 @@ class Head:
 
     def _set_length(self, field: bytes) -> bool:
         """Whether the header is to be sent."""
-        length = int(field) if field.isdigit() else -1
-        if length < 0 or self.body_bytes not in (None, length):
+        known, self.body_bytes = self.body_bytes, int(field) if field.isdigit() else -1
+        if self.body_bytes < 0 or (known is not None and known != self.body_bytes):
             raise ValueError(f"{field!r} is not the length of the body")
-        repeated = self.body_bytes is not None
-        self.body_bytes = length
-        return not repeated and self.status >= 200 and self.status != 204
+        return known is None and self.status >= 200 and self.status != 204
 
 
 def _page(reason: str) -> bytes:
