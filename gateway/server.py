@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import gc
 import math
 import os
 import signal
@@ -143,6 +144,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.on_tick(0)  # the first answer has a Date, too
         await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # both applications live as long as the process: no collection need look at them again
         if self.started and sockets and parent_process() is None:
             _announce(sockets[0])
 
