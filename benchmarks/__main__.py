@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("name", nargs="*", choices=[[], *BENCHMARKS], help=", ".join(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="few and short rounds: shows that it runs, proves nothing")
     parser.add_argument("--rounds", type=int, help="after the first, which is discarded")
-    parser.add_argument("--seconds", type=float, help="of load per cell and round")
+    parser.add_argument("--seconds", type=int, help="of load per cell and round")
     arguments = parser.parse_args()
     plan = Plan.quick() if arguments.quick else Plan()
     plan = plan.but(rounds=arguments.rounds, seconds=arguments.seconds)

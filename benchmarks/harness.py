@@ -30,12 +30,12 @@ class Plan:
     """How long and how often. The first round warms up and is thrown away."""
 
     rounds: int = 7
-    seconds: float = 4.0
+    seconds: int = 4
     keep: bool = True  # the results, in results/
 
     @classmethod
     def quick(cls) -> "Plan":
-        return cls(rounds=1, seconds=1.0, keep=False)
+        return cls(rounds=1, seconds=1, keep=False)
 
     def but(self, **changes: Any) -> "Plan":
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
@@ -124,11 +124,11 @@ def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
 # --- load
 
 
-def measure(port: int, cell: Cell, seconds: float) -> Measured:
+def measure(port: int, cell: Cell, seconds: int) -> Measured:
     """One burst of wrk from the load core."""
     if not shutil.which("wrk"):
         sys.exit("wrk is missing: ./dev bench installs it")
-    command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{cell.connections}", f"-d{seconds:g}s", "--timeout", "30s"]
+    command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{cell.connections}", f"-d{seconds}s", "--timeout", "30s"]
     command += ["-s", str(HERE / "load.lua"), f"http://127.0.0.1:{port}{cell.path}"]
     env = {**os.environ, "BENCH_METHOD": cell.method, "BENCH_BODY_BYTES": str(cell.body_bytes)}
     done = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
