@@ -14,6 +14,7 @@ import pytest
 from gateway import server
 from gateway.cli import _OPTIONS, main
 from gateway.decide import bucket
+from gateway.flags import FlagStore
 from gateway.ledger import Ledger
 from gateway.settings import Settings
 
@@ -261,6 +262,19 @@ def test_waiting_ends_when_every_worker_runs_the_new_version(
     done = gateway("set", "health", "5", "--wait")
     assert (0, "") == (done.code, done.err)
     assert "1 of 1 live workers run it after " in done.out
+
+
+def test_a_key_that_a_running_worker_has_checked_is_set_without_importing_the_applications(
+    gateway: Gateway, worker: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_LEGACY", "nowhere:app")
+    version = FlagStore(Path("flags.yaml"), None, Path(".gateway")).current.version
+    worker.seen(version)
+    while worker.workers()[0].version != version:
+        time.sleep(0.005)
+    refused(gateway("set", "items.nothing", "30"), "nowhere")
+    assert 0 == gateway("set", "items.item", "30").code
+    refused(gateway("set", "items.item", "40"), "nowhere")  # the worker does not run that version yet
 
 
 def test_waiting_names_the_laggards(gateway: Gateway, worker: Ledger) -> None:
