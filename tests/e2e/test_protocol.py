@@ -409,6 +409,17 @@ async def broken_stream(scope: Any, receive: Any, send: Any) -> None:
     raise RuntimeError("on purpose")
 
 
+@at("/refuse")
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    await reply(send, b"no", (b"content-length", b"2"), status=403)
+
+
+@at("/slow")
+async def slow(scope: Any, receive: Any, send: Any) -> None:
+    await asyncio.sleep(0.2)
+    await reply(send, b"slow", (b"content-length", b"4"))
+
+
 @at("/answer")
 async def answer_as_asked(scope: Any, receive: Any, send: Any) -> None:
     """Status, headers and body from the query, as JSON."""
@@ -549,11 +560,6 @@ def test_expect_100_continue_invites_the_body_when_the_application_wants_it(port
 
 def test_an_early_answer_to_expect_100_continue_closes(port: int) -> None:
     """The client may send the body or not: what follows could be read as either."""
-
-    @at("/refuse")
-    async def refuse(scope: Any, receive: Any, send: Any) -> None:
-        await reply(send, b"no", (b"content-length", b"2"), status=403)
-
     with Wire(port, head(b"Expect: 100-continue", b"Content-Length: 99", line=b"POST /refuse HTTP/1.1")) as wire:
         answer = wire.answer()
         assert (403, "close") == (answer.status, answer.get("connection"))
@@ -585,11 +591,6 @@ def test_a_client_in_the_middle_of_its_upload_can_read_the_refusal(port: int) ->
 
 
 def test_pipelined_requests_are_answered_in_order(port: int) -> None:
-    @at("/slow")
-    async def slow(scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(0.2)
-        await reply(send, b"slow", (b"content-length", b"4"))
-
     requests = [head(line=b"GET /slow HTTP/1.1"), sized(b" 3"), get(b"/c")]
     with Wire(port, b"".join(requests)) as wire:
         assert wire.answer().body == b"slow"

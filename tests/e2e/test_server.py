@@ -50,6 +50,7 @@ async def stub(scope: Any, receive: Any, send: Any) -> None:
     elif scope["path"] == "/pid":
         await reply(send, b"%d" % os.getpid(), (b"content-length", b"%d" % len(str(os.getpid()))))
     elif scope["path"] == "/slow":
+        print("slow began", flush=True)
         await asyncio.sleep(1)
         await reply(send, b"slow", (b"content-length", b"4"))
     elif scope["path"] == "/endless":
@@ -197,6 +198,7 @@ def test_a_lifespan_that_fails_ends_with_2(tmp_path: Path, workers: int) -> None
 def test_a_signal_lets_requests_finish_and_exits_with_0(run: Run, sig: int) -> None:
     with Wire(run.port, b"GET /slow HTTP/1.1\r\n\r\n") as slow, Wire(run.port) as idle:
         assert idle.get("/pid").status == 200
+        wait_until(lambda: "slow began" in run.log.read_text(), "the request to be inside")
         run.stop(sig)
         answer = slow.answer()
         assert (b"slow", "close") == (answer.body, answer.get("connection"))
@@ -241,6 +243,7 @@ def test_the_same_signal_again_ends_at_once(run: Run) -> None:
 
 def test_two_signals_at_the_same_time_are_one_wish(run: Run) -> None:
     with Wire(run.port, b"GET /slow HTTP/1.1\r\n\r\n") as wire:
+        wait_until(lambda: "slow began" in run.log.read_text(), "the request to be inside")
         for pid in session_members(run.process.pid):
             os.kill(pid, signal.SIGINT)
         run.stop()
@@ -284,6 +287,7 @@ def test_a_killed_worker_is_replaced_within_a_second_or_two(two: Run) -> None:
 
 def test_workers_follow_a_killed_supervisor(two: Run) -> None:
     with Wire(two.port, b"GET /slow HTTP/1.1\r\n\r\n") as wire:
+        wait_until(lambda: "slow began" in two.log.read_text(), "the request to be inside")
         two.process.kill()
         assert wire.answer().body == b"slow"
     wait_until(lambda: not session_members(two.process.pid), "the workers to go")

@@ -97,10 +97,12 @@ async def test_only_those_who_waited_too_long_are_refused(hold: threading.Event)
 
 @pytest.fixture
 def no_memory_for_threads() -> Iterator[Callable[[], None]]:
+    stack = threading.stack_size(64 * 1_048_576)  # more than the C library would use again of a thread that ended
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     yield lambda: resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 4_000_000, before[1]))
     resource.setrlimit(resource.RLIMIT_AS, before)
+    threading.stack_size(stack)
 
 
 async def test_a_system_that_allows_no_more_threads_is_lived_with(
