@@ -73,7 +73,8 @@ def _find(body: bytes, delimiter: bytes, start: int, *, first: bool = False) -> 
 
 def _part(headers: str, content: bytes) -> Part:
     lines = re.sub(r"(?:\r\n|\n|\r)[ \t]", " ", headers).splitlines()
-    fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    named = (line.partition(":") for line in reversed(lines))  # of a repeated field the first counts
+    fields = {name.strip().lower(): value.strip() for name, _, value in named}
     if "content-disposition" not in fields:
         raise ValueError("a part without name")
     disposition = _header("content-disposition", fields["content-disposition"])

@@ -3,8 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.support.databases import mariadb
+
+settings.register_profile("reproducible", derandomize=True)  # the same examples everywhere: a failure can be repeated
+settings.load_profile("reproducible")
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,9 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES, max_size=14).map("".join))
 @example('--b\r\nContent-Disposition: form-data; name="a"; filename="x"\r\n\r\n--b--\r\n')
 @example('--b\nContent-Disposition: form-data; name="a"\n\n1\n--b--')
+@example(
+    "--b\r\nContent-Disposition: form-data; name=b; filename=f\r\nContent-Disposition: form-data; name=a\r\n\r\n--b--"
+)
 def test_any_body_is_read_as_werkzeug_reads_it(text: str) -> None:
     body = text.encode()
     assert werkzeug(body) == port(body)
