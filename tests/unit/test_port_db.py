@@ -25,8 +25,13 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
         await connection.execute(insert(login_attempts).values(key="n", count=0, window_start=utcnow()))
     yield database
     await database.dispose()
+    await threads_of_sqlite_end()
+
+
+async def threads_of_sqlite_end() -> None:
+    """What failed or was cancelled is finished in a thread that nobody waits for, and that then needs the loop."""
     while any("_connection_worker" in thread.name for thread in threading.enumerate()):
-        await asyncio.sleep(0.01)  # SQLite finishes a query that nobody waits for; its thread then needs this loop
+        await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -205,6 +210,7 @@ async def test_an_unreachable_database_is_named_in_one_sentence(url: str) -> Non
         await database.prepare()
     assert 1 == len(str(told.value).splitlines())
     await database.dispose()
+    await threads_of_sqlite_end()
 
 
 @pytest.mark.parametrize("url", ["no address", "postgresql://localhost/x", "mysql+asyncmy://localhost/x"])
