@@ -24,7 +24,8 @@ from .settings import Settings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from .flags import Event, FlagStore
+    from .audit import Event
+    from .flags import FlagStore
     from .ledger import Worker
     from .routes import Pair, RouteTable
 
@@ -250,7 +251,7 @@ def log(
     as_json: Json = False,
 ) -> None:
     """Show who changed what, newest last."""
-    from .flags import read_audit
+    from .audit import read_audit
 
     events = [e for e in read_audit(Path(settings.state) / "audit.jsonl") if key in ("", e.key)][-limit:]
     if as_json:
@@ -308,7 +309,7 @@ class _Project:
 
     @classmethod
     def load(cls, settings: Settings) -> "_Project":
-        from .app import load_pair
+        from .loading import load_pair
         from .routes import RouteTable
 
         with redirect_stdout(sys.stderr):  # what the applications print is no output of ours

@@ -196,6 +196,13 @@ def _text(node: "_Node") -> str:
     return node.text
 
 
+def _containment(node: "_Node") -> bool:
+    words = {"rollback": True, "never": False}
+    if not isinstance(node, _Scalar) or node.text not in words:
+        raise _unexpected(node, "rollback or never")
+    return words[node.text]
+
+
 def _subjects(node: "_Node") -> frozenset[str]:
     return frozenset(map(_text, _items(node, "a list of subjects")))
 
@@ -221,6 +228,7 @@ _FLAG: _Fields = {
     "pins": ("pins", _subjects),
     "ignore": ("ignore", _places),
     "rollout": ("rollout", _text),
+    "shadow_writes": ("shadow_writes", _containment),
 }
 _ROLLOUT: _Fields = {
     "steps": ("steps_bp", _steps),

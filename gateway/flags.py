@@ -7,14 +7,13 @@ last line has no newline is refused. A shorter file that ends with a complete li
 
 import asyncio
 import fcntl
-import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_IMODE, S_ISREG
@@ -22,6 +21,7 @@ from typing import Any
 
 import watchfiles
 
+from .audit import Event, appending, read_audit
 from .errors import FlagConflict, FlagFileError, FlagsReadOnly, GatewayError
 from .flagfile import (
     OVERRIDES,
@@ -45,21 +45,6 @@ SETTLE_S = 0.05  # how long a file that is rewritten in place must stand still
 LOCK_WAIT_S = 10.0
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One line of the audit trail."""
-
-    id: int  # counts from 1; 0: nothing had to be changed
-    at: str  # UTC, ISO 8601
-    by: str
-    why: str
-    key: str  # an endpoint, or "override"
-    before: float | str  # percent; for the override "none", "legacy" or "fastapi"
-    after: float | str
-    version_before: str
-    version: str
 
 
 class FlagStore:
@@ -110,7 +95,14 @@ class FlagStore:
         return read_audit(self._audit)
 
     def edit(
-        self, change: Change, *, by: str, why: str = "", if_version: str = "", undone: Event | None = None
+        self,
+        change: Change,
+        *,
+        by: str,
+        why: str = "",
+        if_version: str = "",
+        undone: Event | None = None,
+        evidence: Mapping[str, Any] | None = None,
     ) -> Event:
         """Make one change to the file, and leave every other character of it as it is.
 
@@ -129,9 +121,9 @@ class FlagStore:
                 new = change.flags(old)
                 if new != old:
                     text, new = edit(text, change, self._known, str(self._path))
-                event = _describe(change, old, new, by, why)
+                event = replace(_describe(change, old, new, by, why), evidence=evidence or {})
                 if new != old:
-                    with _appending(self._audit) as append:
+                    with appending(self._audit) as append:
                         _replace_file(self._path.resolve(), text.encode())
                         event = append(event)
                 self._seen, self._judged = _signature(self._path), new.version
@@ -367,48 +359,3 @@ def _replace_file(target: Path, data: bytes) -> None:
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
-
-
-# --- the audit trail ----------------------------------------------------------------------------------------------
-
-
-def read_audit(path: Path) -> list[Event]:
-    """The events of an audit file, newest last. Lines that were torn by a crash are passed over."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    return [event for line in lines if (event := _event(line))]
-
-
-def _event(line: bytes) -> Event | None:
-    try:
-        values: dict[str, Any] = json.loads(line)
-        return Event(**{name: values[name] for name in _EVENT_FIELDS})
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
-_EVENT_FIELDS = [f.name for f in fields(Event)]
-
-
-@contextmanager
-def _appending(path: Path) -> Iterator[Callable[[Event], Event]]:
-    """A function that numbers an event and writes it down; opened first, so that nothing changes unrecorded."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-
-    def append(event: Event) -> Event:
-        size = os.fstat(descriptor).st_size
-        tail = os.pread(descriptor, 65_536, max(0, size - 65_536))
-        last = next((known for line in reversed(tail.splitlines()) if (known := _event(line))), None)
-        event = replace(event, id=last.id + 1 if last else 1)
-        torn = b"" if tail.endswith(b"\n") or not tail else b"\n"
-        os.write(descriptor, torn + json.dumps(asdict(event)).encode() + b"\n")
-        os.fsync(descriptor)
-        return event
-
-    try:
-        yield append
-    finally:
-        os.close(descriptor)

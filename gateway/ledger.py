@@ -4,7 +4,6 @@ A broken instrument must not touch what it measures: nothing here blocks a reque
 has one thread that writes; what cannot be written is kept, counted in `dropped` and tried again a second later.
 """
 
-import fcntl
 import logging
 import os
 import socket
@@ -13,17 +12,14 @@ import threading
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .model import Backend
+from .store import BUSY_S, Store
 
 BEAT_S = 1.0  # between heartbeats, and between flushes of the counters
 STALE_S = 3.0  # after its last heartbeat a worker counts as gone
-BUSY_S = 2.0  # how long one write may wait for those of other workers
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # upper ends of the latency buckets
 
 log = logging.getLogger(__name__)
@@ -31,7 +27,6 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.1
 _FORGET_S = 60.0  # lines of other hosts that nobody strikes out
 _MAX_PENDING = 100_000  # answers that wait for a thread that waits for the disk; the oldest go first
-_USELESS = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")  # the last one: tables of another version
 
 _BUCKETS = [f"b{n}" for n in range(len(BOUNDS_S) + 1)]
 _SUMS = ["count", "sum_s", *_BUCKETS]
@@ -82,7 +77,6 @@ class Ledger:
 
     def __init__(self, state: Path) -> None:
         self.dropped = 0  # writes that failed
-        self._path = state / "ledger.sqlite3"
         self._answers: deque[tuple[str, Backend, int, float]] = deque(maxlen=_MAX_PENDING)
         self._fallbacks: deque[str] = deque(maxlen=_MAX_PENDING)
         self._sums: dict[tuple[str, str, int], list[float]] = {}  # key, backend, status; the thread's own, as is
@@ -91,7 +85,7 @@ class Ledger:
         self._started_at = time.time()
         self._wake, self._closed = threading.Event(), False
         self._thread = threading.Thread(target=self._write, name="gateway-ledger", daemon=True)
-        self._file = _File(self._path)
+        self._file = Store(state, _SCHEMA)
 
     def start(self) -> None:
         """Begin to write."""
@@ -169,7 +163,7 @@ class Ledger:
                 self._beat(connection)
             self._sums, self._fallen = {}, {}
         except Exception as error:  # noqa: BLE001  # disk full, read-only, locked, corrupt, or what nobody thought of
-            log.log(logging.DEBUG if self.dropped else logging.WARNING, "ledger: %s: %s", self._path, error)
+            log.log(logging.DEBUG if self.dropped else logging.WARNING, "ledger: %s: %s", self._file.path, error)
             self.dropped += 1
 
     def _beat(self, connection: sqlite3.Connection) -> None:
@@ -183,89 +177,6 @@ class Ledger:
             connection.execute("DELETE FROM workers WHERE host = ? AND pid = ?", (host, pid))
         elif self._running:
             connection.execute(_BEAT, (host, pid, self._started_at, *self._running, now))
-
-
-class _File:
-    """The SQLite file. Deleted, it is made anew; corrupt or of another make, it is put aside as `….corrupt` first."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._connection: sqlite3.Connection | None = None
-        self._inode: int | None = None  # of the file that is connected
-
-    def read(self, query: str) -> list[tuple[Any, ...]]:
-        """All rows, from any thread or process; none when there is nothing to read."""
-        uri = f"{self._path.absolute().as_uri()}?mode=ro"
-        try:
-            with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S)) as connection:
-                return connection.execute(query).fetchall()
-        except sqlite3.Error:
-            return []
-
-    @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """A connection in a transaction that is committed at the end. For one thread."""
-        try:
-            connection = self._connected()
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection
-            connection.execute("COMMIT")
-        except BaseException as error:
-            self.close()
-            if getattr(error, "sqlite_errorname", "").startswith(_USELESS):
-                self._put_aside()
-            raise
-
-    def close(self) -> None:
-        if self._connection:
-            self._connection.close()
-            self._connection = None
-
-    def _connected(self) -> sqlite3.Connection:
-        if self._connection and self._inode == _inode(self._path):
-            return self._connection
-        self.close()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self._path.parent):
-            self._inode = _inode(self._path)
-            if self._inode is None:  # what was beside a deleted file belongs to nothing
-                self._beside("-wal").unlink(missing_ok=True)
-                self._beside("-shm").unlink(missing_ok=True)
-            self._connection = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection.executescript(_SCHEMA)
-            self._inode = _inode(self._path)
-        return self._connection
-
-    def _put_aside(self) -> None:
-        with _locked(self._path.parent):
-            if self._inode is None or _inode(self._path) != self._inode:
-                return  # another worker has done so
-            self._beside("-wal").unlink(missing_ok=True)
-            self._beside("-shm").unlink(missing_ok=True)
-            self._path.replace(self._beside(".corrupt"))
-
-    def _beside(self, suffix: str) -> Path:
-        return self._path.with_name(self._path.name + suffix)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One worker at a time creates, or clears away, what is in `directory`."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return None
 
 
 def _is_alive(pid: int) -> bool:

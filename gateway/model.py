@@ -57,6 +57,7 @@ class Flag:
     pins: frozenset[str] = frozenset()
     ignore: tuple[str, ...] = ()
     rollout: str = ""
+    shadow_writes: bool = False  # replay unsafe methods, too: in a transaction that is always rolled back
 
     @property
     def salt(self) -> str:
@@ -134,6 +135,30 @@ class Difference:
     where: str
     control: object
     candidate: object
+
+
+@dataclass(frozen=True, slots=True)
+class RowChange:
+    """One row of a table before and after a request: `before` is None for an insert, `after` for a delete."""
+
+    table: str
+    key: tuple[object, ...]  # its primary key, in the order of the table
+    before: Mapping[str, object] | None
+    after: Mapping[str, object] | None
+
+
+class Outcome(Enum):
+    """What became of one request that was to be replayed. Only the first two say anything about the candidate."""
+
+    MATCHED = "matched"
+    MISMATCHED = "mismatched"
+    STREAMED = "streamed"  # skipped: an event stream, an upgrade, an answer without an end
+    LARGE = "large"  # skipped: a body above the limit
+    SHED = "shed"  # dropped: too many at once, or more than their share of the CPU
+    TIMED_OUT = "timed_out"
+    CRASHED = "crashed"  # the candidate took its process with it
+    INCONCLUSIVE = "inconclusive"  # a write that is not provably contained, or whose control is not known well enough
+    BROKEN = "broken"  # our own fault
 
 
 @dataclass(frozen=True, slots=True)

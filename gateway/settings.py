@@ -57,6 +57,18 @@ class Settings:
     max_headers: int = 100
     max_header_bytes: int = 65_536  # request line and headers together
     log_level: str = "info"
+    token: str = ""  # of the control API; empty: there is none
+    ledger: bool = True  # counters, journal, shadows and rollouts; off: routing alone
+    port_timeout_s: float = 30.0  # for the first byte of a ported route; then legacy answers a GET
+    journal_bytes: int = 67_108_864  # what `gateway why REQUEST-ID` can look back on, per host; 0: nothing
+    request_id_header: str = "x-request-id"  # of a proxy in front; without it the gateway makes an id
+    shadow_concurrency: int = 4  # replays at once, per host
+    shadow_queue: int = 64  # that wait for one, per worker
+    shadow_body_bytes: int = 1_048_576  # of a request or an answer that is replayed
+    shadow_timeout_s: float = 10.0  # for one replay
+    shadow_cpu_share: float = 0.5  # of one core, for the process that replays
+    shadow_memory_bytes: int = 1_073_741_824  # that the process that replays may add to its size at start
+    memory_budget_bytes: int = 268_435_456  # that a worker may grow by while a rollout runs, before it is rolled back
     identity: IdentitySettings = field(default_factory=IdentitySettings)
 
     @classmethod

@@ -11,11 +11,12 @@ from fastapi import BackgroundTasks, FastAPI, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 from flask import Flask, jsonify, request
 
-from gateway.app import Gateway, load_app, load_pair
+from gateway.app import Gateway
 from gateway.errors import ConfigError
 from gateway.flags import FlagStore
 from gateway.identity import IdentityBridge
 from gateway.ledger import Ledger
+from gateway.loading import load_app, load_pair
 from gateway.routes import RouteTable
 from gateway.settings import Settings
 from gateway.wsgi import WsgiBackend

@@ -18,8 +18,9 @@ from time import monotonic
 import pytest
 
 from gateway import flags
+from gateway.audit import read_audit
 from gateway.errors import FlagConflict, FlagFileError, FlagsReadOnly, GatewayError
-from gateway.flags import FlagStore, read_audit
+from gateway.flags import FlagStore
 from gateway.model import Backend, FlagSet
 
 KNOWN = frozenset({"a", "b", "c"})

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from gateway import ledger as ledger_module
+from gateway import store as store_module
 from gateway.ledger import BOUNDS_S, Counter, Ledger
 from gateway.model import Backend
 
@@ -192,7 +193,7 @@ def test_where_nothing_can_be_written_nothing_is_raised_and_the_failure_counted(
 def test_what_a_locked_ledger_does_not_take_is_written_later(
     tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "BUSY_S", 0.05)
+    monkeypatch.setattr(store_module, "BUSY_S", 0.05)
     ledger.seen("v1")
     until(ledger.workers)
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite3", isolation_level=None)) as other:
