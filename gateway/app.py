@@ -255,7 +255,7 @@ def create_app() -> Gateway:
     settings = Settings.load()
     wsgi, flask_app, fastapi_app = load_pair(settings)
     routes = RouteTable(flask_app, fastapi_app)
-    state = Path(settings.state)
+    state = settings.state_dir
     ledger = Ledger(state)
     flags = FlagStore(Path(settings.flags) if settings.flags else None, routes.keys, state)
     if settings.route_once and flask_app is not None:

@@ -253,7 +253,7 @@ def log(
     """Show who changed what, newest last."""
     from .audit import read_audit
 
-    events = [e for e in read_audit(Path(settings.state) / "audit.jsonl") if key in ("", e.key)][-limit:]
+    events = [e for e in read_audit(settings.state_dir / "audit.jsonl") if key in ("", e.key)][-limit:]
     if as_json:
         _print_json([asdict(event) for event in events])
         return
@@ -355,7 +355,7 @@ class _Project:
 def _store(settings: Settings, known: Collection[str] | None) -> "FlagStore":
     from .flags import FlagStore
 
-    return FlagStore(Path(settings.flags) if settings.flags else None, known, Path(settings.state))
+    return FlagStore(Path(settings.flags) if settings.flags else None, known, settings.state_dir)
 
 
 def _store_for(settings: Settings, key: str) -> "FlagStore":
@@ -363,7 +363,7 @@ def _store_for(settings: Settings, key: str) -> "FlagStore":
     from .ledger import Ledger
 
     store = _store(settings, None)
-    workers = Ledger(Path(settings.state)).workers()
+    workers = Ledger(settings.state_dir).workers()
     vouched = any(worker.version == store.current.version and not worker.rejected for worker in workers)
     return store if vouched and key in store.current.flags else _Project.load(settings).store
 
@@ -465,7 +465,7 @@ def _wait(settings: Settings, version: str, timeout_s: float) -> "tuple[list[Wor
     from .flags import version_on_disk
     from .ledger import Ledger
 
-    ledger, accepted = Ledger(Path(settings.state)), {version}
+    ledger, accepted = Ledger(settings.state_dir), {version}
     deadline = time.monotonic() + timeout_s
     while True:
         accepted.add(version_on_disk(Path(settings.flags)))

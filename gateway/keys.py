@@ -49,7 +49,7 @@ def own_secret(settings: Settings) -> bytes:
         key = settings.secret_key.encode()
         refuse_weak(key, "GATEWAY_SECRET_KEY")
         return key
-    path = Path(settings.state) / "secret_key"
+    path = settings.state_dir / "secret_key"
     try:
         if not path.exists():
             _create_once(path, _random_key())

@@ -37,7 +37,9 @@ class Settings:
     workers: int = 1
     threads: int = 16  # of the legacy pool, per worker
     bridge: str = "native"  # or "a2wsgi"
-    state: str = ".gateway"  # directory of ledger, audit and lock
+    state: str = (
+        ".gateway"  # directory of ledger, audit and locks; or redis://… for several hosts, and .gateway for each
+    )
     secret_key: str = ""  # signs the anonymous cookie; empty: made once and kept in the state directory
     served_by: bool = False  # add Server-Timing and X-Served-By to answers
     route_once: bool = True  # hand Flask the match that the gateway already has
@@ -70,6 +72,16 @@ class Settings:
     shadow_memory_bytes: int = 1_073_741_824  # that the process that replays may add to its size at start
     memory_budget_bytes: int = 268_435_456  # that a worker may grow by while a rollout runs, before it is rolled back
     identity: IdentitySettings = field(default_factory=IdentitySettings)
+
+    @property
+    def redis(self) -> str:
+        """Where several hosts share their state; empty: there is one host."""
+        return self.state if self.state.startswith(("redis://", "rediss://", "unix://")) else ""
+
+    @property
+    def state_dir(self) -> Path:
+        """What this host keeps for itself."""
+        return Path(".gateway" if self.redis else self.state)
 
     @classmethod
     def load(
