@@ -33,6 +33,7 @@ from .flagfile import (
     edit,
     no_such_route,
     parse_flags,
+    percent,
     printable,
     version_of,
 )
@@ -47,6 +48,17 @@ LOCK_WAIT_S = 10.0
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A route that this worker's breaker keeps on legacy, until the flag file gives it another weight."""
+
+    key: str
+    weight_bp: int  # when it was held
+    at: str  # UTC, ISO 8601
+    why: str
+    evidence: Mapping[str, Any]
+
+
 class FlagStore:
     """Keeps the flags in force, follows the file, and edits it for programs.
 
@@ -56,6 +68,8 @@ class FlagStore:
     def __init__(self, path: Path | None, known: Collection[str] | None, state: Path) -> None:
         self._path, self._known, self._audit = path, known, state / "audit.jsonl"
         self._mutex = threading.Lock()  # between the watch and edits of this process
+        self._swap = threading.Lock()  # for what is in force: never held while waiting for anything
+        self._holds: dict[str, Hold] = {}
         self._subscribers: list[Callable[[FlagSet], None]] = []
         self._seen = _signature(path) if path else None
         self.rejected = ""  # why the file on disk is not in force; empty: it is
@@ -130,6 +144,27 @@ class FlagStore:
             self._accept(new)
         return event
 
+    def hold(self, key: str, why: str, evidence: Mapping[str, Any]) -> None:
+        """Keep `key` on legacy in this worker, at once, until an accepted version of the file changes its weight.
+
+        An edit about anything else leaves it held: it would put a broken route back. For event loops: takes
+        microseconds; the audit line is written by a thread of its own.
+        """
+        with self._swap:
+            if key in self._holds:
+                return
+            hold = Hold(key, self.current[key].weight_bp, _now(), printable(why), evidence)
+            self._holds[key] = hold
+            self.current = replace(self.current, held=frozenset(self._holds))
+        log.error("flags: %s is held on legacy in this worker: %s", key, hold.why)
+        threading.Thread(target=self._record_hold, args=(hold, self.current.version), name="gateway-hold").start()
+        self._tell()
+
+    @property
+    def holds(self) -> list[Hold]:
+        """What this worker's breaker keeps on legacy."""
+        return list(self._holds.values())
+
     async def watch(self) -> None:
         """Follow the file until cancelled. A file watch sees a change within tens of ms, polling what it misses."""
         if self._path is None:
@@ -188,7 +223,9 @@ class FlagStore:
     def _accept(self, flags: FlagSet) -> None:
         if flags.version == self.current.version and not self.rejected:
             return
-        self.current, self.rejected = flags, ""
+        with self._swap:
+            self._holds = {key: hold for key, hold in self._holds.items() if flags[key].weight_bp == hold.weight_bp}
+            self.current, self.rejected = replace(flags, held=frozenset(self._holds)), ""
         log.info("flags: version %s is in force", flags.version)
         self._tell()
 
@@ -199,15 +236,29 @@ class FlagStore:
         log.error("flags: %s; version %s stays in force", reason, self.current.version)
         self._tell()
 
+    def _record_hold(self, hold: Hold, version: str) -> None:
+        """Hold or no hold, requests are served: an audit that cannot be written costs a line in the log."""
+        before = percent(hold.weight_bp)
+        event = Event(0, hold.at, "breaker", hold.why, hold.key, before, "held", version, version, hold.evidence)
+        try:
+            with appending(self._audit) as append:
+                append(event)
+        except OSError as error:
+            log.warning("flags: %s: the hold of %s is not recorded: %s", self._audit, hold.key, error.strerror)
+
     def _tell(self) -> None:
         for callback in self._subscribers:
             callback(self.current)
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def _describe(change: Change, old: FlagSet, new: FlagSet, by: str, why: str) -> Event:
     return Event(
         id=0,
-        at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        at=_now(),
         by=printable(by),
         why=printable(why),
         key=change.key,

@@ -18,10 +18,11 @@ from time import monotonic
 import pytest
 
 from gateway import flags
-from gateway.audit import read_audit
+from gateway.audit import Event, read_audit
 from gateway.errors import FlagConflict, FlagFileError, FlagsReadOnly, GatewayError
 from gateway.flags import FlagStore
 from gateway.model import Backend, FlagSet
+from tests.support.processes import wait_until
 
 KNOWN = frozenset({"a", "b", "c"})
 GOOD = "version: 1\noverride: none\nroutes:\n  a: 25 # a quarter\n"
@@ -326,6 +327,7 @@ def test_an_edit_is_in_force_on_disk_and_in_the_audit_trail(file: Path) -> None:
         "after": 12.5,
         "version_before": before,
         "version": store.current.version,
+        "evidence": {},
     } == asdict(event)
 
 
@@ -461,6 +463,78 @@ def test_where_it_may_not_write_it_says_so_and_changes_nothing(closed: str) -> N
         assert receiver.recv().startswith(f"{file} cannot be changed here: Permission denied")
         assert GOOD == file.read_text()
         file.parent.chmod(0o755)
+
+
+# --- the breaker --------------------------------------------------------------------------------------------------
+
+
+def held_file(file: Path) -> FlagStore:
+    store = keep(file)
+    store.hold("a", "9 of 10 failed", {"failed": 9})
+    return store
+
+
+def test_a_hold_is_in_force_at_once_and_soon_in_the_audit_trail(file: Path) -> None:
+    store, seen = keep(file), []
+    store.subscribe(seen.append)
+    store.hold("a", "9 of 10 failed", {"failed": 9})
+    assert ({"a"}, ["a"], [store.current]) == (store.current.held, [hold.key for hold in store.holds], seen)
+
+    (event,) = recorded(store)
+    assert ("breaker", "9 of 10 failed", "a", 25, "held", {"failed": 9}) == (
+        event.by,
+        event.why,
+        event.key,
+        event.before,
+        event.after,
+        event.evidence,
+    )
+
+
+def recorded(store: FlagStore) -> list[Event]:
+    return wait_until(store.audit, "the audit line", 2)
+
+
+def test_a_hold_waits_for_nobody_who_edits(file: Path) -> None:
+    store = keep(file)
+    with store._mutex:
+        store.hold("a", "failed", {})
+    assert {"a"} == store.current.held
+
+
+def test_a_second_hold_of_the_same_route_changes_nothing(file: Path) -> None:
+    store = held_file(file)
+    before = store.current
+    store.hold("a", "again", {})
+    assert before is store.current
+
+
+def test_a_hold_ends_when_the_file_gives_the_route_another_weight(file: Path) -> None:
+    store = held_file(file)
+    store.set_weight("a", 0, by="breaker")
+    assert (frozenset(), []) == (store.current.held, store.holds)
+
+    store = held_file(file)
+    replace(file, GOOD)
+    store.look()
+    assert frozenset() == store.current.held
+
+
+def test_an_edit_about_something_else_does_not_put_a_broken_route_back(file: Path) -> None:
+    store = held_file(file)
+    store.set_weight("b", 10, by="me")
+    store.set_override("legacy", by="me")
+    store.set_override("none", by="me")
+    replace(file, file.read_text().replace("a: 25", "a: {weight: 25, shadow: 100}"))
+    store.look()
+    assert {"a"} == store.current.held
+    assert 10_000 == store.current["a"].shadow_bp
+
+
+def test_a_hold_that_cannot_be_recorded_holds_nevertheless(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (file.parent / "state").write_text("no directory")
+    assert {"a"} == held_file(file).current.held
+    wait_until(lambda: "not recorded" in caplog.text, "the line in the log", 2)
 
 
 # --- several writers ----------------------------------------------------------------------------------------------
