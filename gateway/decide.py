@@ -1,8 +1,9 @@
 """Who answers: one pure function, read top to bottom."""
 
+from dataclasses import replace
 from hashlib import sha256
 
-from .model import FULL_BP, Backend, Caller, Decision, FlagSet, Reason, Route
+from .model import FULL_BP, Backend, Caller, Decision, Flag, FlagSet, Reason, Route
 
 NOBODY = Caller()
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -23,25 +24,30 @@ def bucket(salt: str, subject: str) -> int:
 def decide(flags: FlagSet, route: Route, method: str, caller: Caller = NOBODY, *, dice_bp: int = FULL_BP) -> Decision:
     """Choose the backend of one request. The caller throws the dice (0 to 9 999) for the shadow."""
     flag = flags[route.key]
-    shadow = method in SAFE_METHODS and method in route.ported and dice_bp < flag.shadow_bp
+    choice = _choose(flags, flag, route, method, caller)
+    if dice_bp >= flag.shadow_bp or method not in route.ported:
+        return choice
+    contained = flag.shadow_writes and choice.backend is Backend.LEGACY  # only a port can be made to roll back
+    return replace(choice, shadow=method in SAFE_METHODS or contained)
 
+
+def _choose(flags: FlagSet, flag: Flag, route: Route, method: str, caller: Caller) -> Decision:
     if method not in route.ported:
         return Decision(Backend.LEGACY, Reason.UNPORTED)
     if flags.override is not None:
-        return Decision(flags.override, Reason.OVERRIDE, shadow)
+        return Decision(flags.override, Reason.OVERRIDE)
     if route.key in flags.held:
-        return Decision(Backend.LEGACY, Reason.HELD, shadow)
+        return Decision(Backend.LEGACY, Reason.HELD)
     if caller.asked is not None:
-        return Decision(caller.asked, Reason.ASKED, shadow)
+        return Decision(caller.asked, Reason.ASKED)
     if caller.subject in flag.pins:
-        return Decision(Backend.FASTAPI, Reason.PINNED, shadow)
+        return Decision(Backend.FASTAPI, Reason.PINNED)
+
     if flag.weight_bp in (0, FULL_BP):
-        backend = Backend.FASTAPI if flag.weight_bp else Backend.LEGACY
-        return Decision(backend, Reason.STATIC, shadow)
+        return Decision(Backend.FASTAPI if flag.weight_bp else Backend.LEGACY, Reason.STATIC)
 
     place = bucket(flag.salt, caller.subject)
-    backend = Backend.FASTAPI if place < flag.weight_bp else Backend.LEGACY
-    return Decision(backend, Reason.SPLIT, shadow, place)
+    return Decision(Backend.FASTAPI if place < flag.weight_bp else Backend.LEGACY, Reason.SPLIT, bucket_bp=place)
 
 
 UNMATCHED = Decision(Backend.LEGACY, Reason.UNMATCHED)

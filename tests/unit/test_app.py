@@ -2,8 +2,10 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,19 @@ from gateway.wsgi import WsgiBackend
 from tests.support.asgi import Lifespan, ask, http_scope
 from tests.support.browser import IDENTITY, KEY, token_of
 
-PORTED = ["everyone", "answered", "died", "refused", "late", "pair", "body", "background", "missing"]
+PORTED = [
+    "everyone",
+    "answered",
+    "died",
+    "refused",
+    "late",
+    "pair",
+    "body",
+    "background",
+    "missing",
+    "hung",
+    "stubborn",
+]
 
 
 def make_legacy() -> Flask:
@@ -85,6 +99,16 @@ def make_port() -> FastAPI:
         tasks.add_task(explode)
         return {"by": "fastapi"}
 
+    @app.api_route("/hung", name="hung", methods=["GET", "POST"])
+    async def hung(seconds: float = 60) -> dict[str, str]:
+        await asyncio.sleep(seconds)
+        return {"by": "fastapi"}
+
+    @app.get("/stubborn", name="stubborn")
+    def stubborn() -> dict[str, str]:
+        time.sleep(0.6)  # in a thread, where nothing can cancel it
+        return {"by": "fastapi"}
+
     @app.get("/born", name="born")
     async def born() -> dict[str, str]:
         return {"by": "fastapi"}
@@ -120,9 +144,19 @@ async def running(
         fastapi=fastapi,
     )
     gateway.calls = legacy.config["CALLS"]  # type: ignore[attr-defined]
+    gateway.counters = partial(counters, tmp_path)  # type: ignore[attr-defined]
     async with Lifespan(gateway) as lifespan:
         gateway.state = lifespan.state  # type: ignore[attr-defined]
         yield gateway
+
+
+def counters(state: Path) -> dict[tuple[str, int], int]:
+    """Answers by side and status, once the ledger has written any."""
+    deadline = time.monotonic() + 5
+    while not (found := Ledger(state).counters()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return {(counter.backend.value, counter.status): counter.count for counter in found}
 
 
 async def by(gateway: Gateway, method: str, path: str, **more: object) -> str:
@@ -166,6 +200,37 @@ async def test_nobody_stands_in_after_the_first_byte(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="after the first byte"):
             await ask(gateway, "GET", "/late", state={})
         assert [] == gateway.calls  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", ["/hung", "/stubborn"])
+async def test_legacy_stands_in_for_a_port_that_hangs(tmp_path: Path, path: str) -> None:
+    async with running(tmp_path, port_timeout_s=0.05) as gateway:
+        answer = await ask(gateway, "GET", path, state={})
+        assert (200, True, True) == (answer.status, answer.complete, b'"by":"legacy"' in answer.body)
+        counters = gateway.counters()  # type: ignore[attr-defined]
+        assert {("legacy", 200): 1, ("fastapi", 504): 1} == counters
+
+
+async def test_a_write_that_takes_long_is_neither_cut_off_nor_repeated(tmp_path: Path) -> None:
+    async with running(tmp_path, port_timeout_s=0.05) as gateway:
+        assert "fastapi" == await by(gateway, "POST", "/hung?seconds=0.2")
+        assert [] == gateway.calls  # type: ignore[attr-defined]
+
+
+async def test_an_answer_that_has_begun_may_take_its_time(tmp_path: Path) -> None:
+    port = make_port()
+
+    @port.get("/pair", name="pair")
+    async def pair() -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            yield b'{"by":'
+            await asyncio.sleep(0.2)
+            yield b'"fastapi"}'
+
+        return StreamingResponse(parts())
+
+    async with running(tmp_path, port=port, port_timeout_s=0.05) as gateway:
+        assert "fastapi" == await by(gateway, "GET", "/pair")
 
 
 async def test_an_error_of_the_client_is_an_answer_like_any_other(tmp_path: Path) -> None:

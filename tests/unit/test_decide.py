@@ -119,3 +119,10 @@ def test_the_dice_decide_the_shadow_of_safe_methods_only() -> None:
     assert not decide(watched, ROUTE, "GET", dice_bp=1000).shadow
     assert not decide(watched, ROUTE, "POST", dice_bp=0).shadow
     assert not decide(watched, LEGACY_ONLY, "GET", dice_bp=0).shadow
+
+
+def test_a_write_is_shadowed_only_where_its_route_says_so_and_only_while_legacy_answers_it() -> None:
+    contained = flags(shadow_bp=1000, shadow_writes=True)
+    assert decide(contained, ROUTE, "POST", dice_bp=999).shadow
+    assert not decide(contained, ROUTE, "POST", dice_bp=1000).shadow
+    assert not decide(flags(shadow_bp=1000, shadow_writes=True, weight_bp=10_000), ROUTE, "POST", dice_bp=0).shadow
