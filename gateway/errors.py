@@ -5,11 +5,13 @@ GatewayError
 ├── FlagFileError     the flag file is wrong: file, line, key, what was expected
 ├── FlagConflict      an edit was based on a version that is no longer current
 ├── FlagsReadOnly     the flag file cannot be written here (a mounted ConfigMap, say)
-├── RouteError        the two applications disagree about a route
-└── BodyTruncated     the client left before its request body was complete (also an OSError)
-"""
+├── UnknownKey        no such route
+├── NotPorted         FastAPI answers nothing of a route that it is to serve
+├── Blocked           the evidence does not allow a change that nobody forced
+└── RouteError        the two applications disagree about a route
 
-from werkzeug.exceptions import ClientDisconnected
+Elsewhere: spool.BodyTruncated, which needs Werkzeug; the command line starts without it.
+"""
 
 
 class GatewayError(Exception):
@@ -41,7 +43,25 @@ class RouteError(GatewayError):
     """Raised when a Flask endpoint and its FastAPI twin contradict each other."""
 
 
-class BodyTruncated(
-    GatewayError, ClientDisconnected, OSError
-):  # Flask turns it into a 400, plain WSGI code sees an OSError
-    """Raised by `wsgi.input` when the client left before the end of the body it announced."""
+class UnknownKey(GatewayError):
+    """Raised for a key that no route has; `nearest` is the most similar one that some route has."""
+
+    def __init__(self, key: str, nearest: str = "") -> None:
+        self.key, self.nearest = key, nearest
+        super().__init__(f"{key}: no such route" + (f"; did you mean {nearest!r}?" if nearest else ""))
+
+
+class NotPorted(GatewayError):
+    """Raised when FastAPI is to serve a route of which it answers nothing; `missing` says what to write."""
+
+    def __init__(self, key: str, missing: tuple[str, ...]) -> None:
+        self.key, self.missing = key, missing
+        super().__init__(f"{key}: nothing of it is ported; to port it, write {' and '.join(missing)}")
+
+
+class Blocked(GatewayError):
+    """Raised when a weight is to rise further than the evidence allows; `missing` says what would allow it."""
+
+    def __init__(self, key: str, missing: tuple[str, ...]) -> None:
+        self.key, self.missing = key, missing
+        super().__init__(f"{key}: blocked by its evidence: {'; '.join(missing)}")

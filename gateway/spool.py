@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from starlette.types import Message, Receive
 from typing_extensions import override
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
-from .errors import BodyTruncated
+from .errors import GatewayError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -31,6 +31,10 @@ BODY_FREE_BYTES = 256 * KIB  # of one request body in memory, always
 BODY_MEMORY_BYTES = 16 * MIB  # of one request body in memory, at most
 
 log = logging.getLogger(__name__)
+
+
+class BodyTruncated(GatewayError, ClientDisconnected, OSError):  # Flask answers 400, plain WSGI code sees an OSError
+    """Raised by `wsgi.input` when the client left before the end of the body it announced."""
 
 
 class Gate:

@@ -22,10 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from .environ import Environs, FileWrapper
-from .errors import BodyTruncated
 from .pool import Pool, Stats
 from .settings import Settings
-from .spool import MIB, Spool, Store, Upload
+from .spool import MIB, BodyTruncated, Spool, Store, Upload
 
 CACHED_NAMES = 1024  # applications may make up header names, too
 JOIN_BYTES = 65_536  # chunks that wait already are sent together as far as this

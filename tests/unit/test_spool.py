@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.errors import BodyTruncated
-from gateway.spool import BODY_FREE_BYTES, Spool, Store, Upload
+from gateway.spool import BODY_FREE_BYTES, BodyTruncated, Spool, Store, Upload
 
 MIB = 1024 * 1024
 DATA = random.Random(7).randbytes(3 * MIB)  # a newline every 256 bytes

@@ -23,8 +23,8 @@ from gunicorn.config import Config as GunicornConfig
 from gunicorn.http import wsgi as gunicorn_wsgi
 from gunicorn.http.parser import RequestParser
 
-from gateway.errors import BodyTruncated
 from gateway.settings import Settings
+from gateway.spool import BodyTruncated
 from gateway.wsgi import WsgiBackend, a2wsgi_backend
 from tests.support.asgi import http_scope
 
