@@ -328,7 +328,7 @@ def test_an_edit_is_in_force_on_disk_and_in_the_audit_trail(file: Path) -> None:
         "version_before": before,
         "version": store.current.version,
         "evidence": {},
-    } == asdict(event)
+    } == {name: value for name, value in asdict(event).items() if name not in ("action", "prev", "hash")}
 
 
 def test_the_panic_switch_is_an_edit_too(file: Path) -> None:
