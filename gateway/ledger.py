@@ -4,6 +4,7 @@ A broken instrument must not touch what it measures: nothing here blocks a reque
 has one thread that writes; what cannot be written is kept, counted in `dropped` and tried again a second later.
 """
 
+import json
 import logging
 import os
 import socket
@@ -11,14 +12,19 @@ import sqlite3
 import threading
 import time
 from bisect import bisect_left
+from collections import Counter as Tally
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
+from .latency import latency_bucket
 from .model import Backend
 from .store import BUSY_S, Store
 
 BEAT_S = 1.0  # between heartbeats, and between flushes of the counters
+TRIAL_S = 0.2  # between flushes while there are trials: a rollout waits for them
 STALE_S = 3.0  # after its last heartbeat a worker counts as gone
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # upper ends of the latency buckets
 
@@ -38,12 +44,17 @@ CREATE TABLE IF NOT EXISTS counters (
   key TEXT, backend TEXT, status INTEGER, {", ".join(_SUMS)}, PRIMARY KEY (key, backend, status)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS fallbacks (key TEXT PRIMARY KEY, count INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS trials (
+  key TEXT, backend TEXT, count INTEGER, errors INTEGER, latencies TEXT, PRIMARY KEY (key, backend)
+) WITHOUT ROWID;
 """
 _ADD_COUNTERS = f"""
 INSERT INTO counters VALUES (?, ?, ?, {", ".join("?" * len(_SUMS))})
 ON CONFLICT DO UPDATE SET {", ".join(f"{name} = {name} + excluded.{name}" for name in _SUMS)}
 """  # noqa: S608  # names of ours
 _ADD_FALLBACKS = "INSERT INTO fallbacks VALUES (?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count"
+_TRIAL = "SELECT count, errors, latencies FROM trials WHERE key = ? AND backend = ?"
+_PUT_TRIAL = "INSERT OR REPLACE INTO trials VALUES (?, ?, ?, ?, ?)"
 _WORKERS = "SELECT pid, host, version, rejected, started_at, seen_at FROM workers"
 _BEAT = "INSERT OR REPLACE INTO workers VALUES (?, ?, ?, ?, ?, ?)"
 
@@ -72,15 +83,37 @@ class Counter:
     buckets: tuple[int, ...]  # requests per bucket of BOUNDS_S; the last one has no upper end
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What one side did with the requests that the weight of a route gave it, over all workers and restarts.
+
+    Only these may be compared with the other side's: who was pinned, asked for a side, or used a method that is not
+    ported did not come by chance.
+    """
+
+    count: int = 0
+    errors: int = 0
+    latencies: Mapping[int, int] = field(default_factory=dict)  # bucket of `gateway.latency` -> requests
+
+
+def is_error(status: int) -> bool:
+    """Whether an answer speaks against the side that gave it; 0: it raised before it had one.
+
+    A client that left has no answer, and its request is noted with a status that is none of these (499).
+    """
+    return status >= 500 or status == 0
+
+
 class Ledger:
     """Reads and, between `start` and `close`, writes `<state>/ledger.sqlite3`."""
 
     def __init__(self, state: Path) -> None:
         self.dropped = 0  # writes that failed
-        self._answers: deque[tuple[str, Backend, int, float]] = deque(maxlen=_MAX_PENDING)
+        self._answers: deque[tuple[str, Backend, int, float, bool]] = deque(maxlen=_MAX_PENDING)
         self._fallbacks: deque[str] = deque(maxlen=_MAX_PENDING)
         self._sums: dict[tuple[str, str, int], list[float]] = {}  # key, backend, status; the thread's own, as is
         self._fallen: dict[str, int] = {}
+        self._tried: dict[tuple[str, str], _Tried] = {}  # key, backend
         self._running: tuple[str, str] | None = None  # flag version, why the file on disk is rejected
         self._started_at = time.time()
         self._wake, self._closed = threading.Event(), False
@@ -98,9 +131,15 @@ class Ledger:
         if self._thread.is_alive():
             self._thread.join(2 * BUSY_S)
 
-    def count(self, key: str, backend: Backend, status: int, duration_s: float) -> None:
-        """Note one answer. Takes a fraction of a microsecond; on disk about a second later."""
-        self._answers.append((key, backend, status, duration_s))
+    def count(  # one line per request, and what is called for each must not build an object
+        self, key: str, backend: Backend, status: int, duration_s: float, trial: bool = False
+    ) -> None:
+        """Note one answer. Takes a fraction of a microsecond; on disk about a second later.
+
+        `trial`: the weight of the route chose who answers, so that it counts for a comparison of the two; on disk
+        about a fifth of a second later.
+        """
+        self._answers.append((key, backend, status, duration_s, trial))
 
     def count_fallback(self, key: str) -> None:
         """Note that legacy had to stand in for the port."""
@@ -125,6 +164,13 @@ class Ledger:
             for key, backend, status, count, sum_s, *buckets in rows
         ]
 
+    def trials(self) -> dict[tuple[str, Backend], Trial]:
+        """All sums of what may be compared, by key and backend."""
+        return {
+            (key, Backend(backend)): Trial(count, errors, _unpack(latencies))
+            for key, backend, count, errors, latencies in self._file.read("SELECT * FROM trials")
+        }
+
     def fallbacks(self) -> dict[str, int]:
         """How often legacy had to stand in, by key."""
         return dict(self._file.read("SELECT key, count FROM fallbacks"))
@@ -136,8 +182,9 @@ class Ledger:
             if woken := self._wake.wait(_TICK_S):
                 self._wake.clear()  # only then: a signal that came right after the tick must not be lost
             self._add_up()
-            if woken or time.monotonic() >= due:
-                due = time.monotonic() + BEAT_S
+            now = time.monotonic()
+            if woken or now >= due or (self._tried and now >= due - BEAT_S + TRIAL_S):
+                due = now + BEAT_S
                 self._flush()
         self._add_up()
         self._flush()
@@ -145,11 +192,15 @@ class Ledger:
 
     def _add_up(self) -> None:
         while self._answers:
-            key, backend, status, duration_s = self._answers.popleft()
+            key, backend, status, duration_s, trial = self._answers.popleft()
             values = self._sums.setdefault((key, backend.value, status), [0] * len(_SUMS))
             values[0] += 1
             values[1] += duration_s
             values[2 + bisect_left(BOUNDS_S, duration_s)] += 1
+            if trial:
+                tried = self._tried.setdefault((key, backend.value), _Tried())
+                tried.errors += is_error(status)
+                tried.latencies[latency_bucket(duration_s)] += 1
         while self._fallbacks:
             key = self._fallbacks.popleft()
             self._fallen[key] = self._fallen.get(key, 0) + 1
@@ -160,8 +211,10 @@ class Ledger:
             with self._file.writing() as connection:
                 connection.executemany(_ADD_COUNTERS, [(*key, *values) for key, values in self._sums.items()])
                 connection.executemany(_ADD_FALLBACKS, list(self._fallen.items()))
+                for key, tried in self._tried.items():
+                    _add_trial(connection, *key, tried)
                 self._beat(connection)
-            self._sums, self._fallen = {}, {}
+            self._sums, self._fallen, self._tried = {}, {}, {}
         except Exception as error:  # noqa: BLE001  # disk full, read-only, locked, corrupt, or what nobody thought of
             log.log(logging.DEBUG if self.dropped else logging.WARNING, "ledger: %s: %s", self._file.path, error)
             self.dropped += 1
@@ -177,6 +230,28 @@ class Ledger:
             connection.execute("DELETE FROM workers WHERE host = ? AND pid = ?", (host, pid))
         elif self._running:
             connection.execute(_BEAT, (host, pid, self._started_at, *self._running, now))
+
+
+@dataclass(slots=True)
+class _Tried:
+    """What is to be added to one trial."""
+
+    errors: int = 0
+    latencies: Tally[int] = field(default_factory=Tally)
+
+
+def _add_trial(connection: sqlite3.Connection, key: str, backend: str, tried: _Tried) -> None:
+    """A histogram is one small text: the leader reads all of them several times a second."""
+    row = connection.execute(_TRIAL, (key, backend)).fetchone()
+    count, errors, latencies = row or (0, 0, "{}")
+    sums = Tally(_unpack(latencies)) + tried.latencies
+    values = (count + tried.latencies.total(), errors + tried.errors, json.dumps(sums))
+    connection.execute(_PUT_TRIAL, (key, backend, *values))
+
+
+@lru_cache(1024)  # most have not changed since they were read last
+def _unpack(latencies: str) -> Mapping[int, int]:
+    return {int(bucket): count for bucket, count in json.loads(latencies).items()}
 
 
 def _is_alive(pid: int) -> bool:

@@ -93,7 +93,7 @@ def test_a_leader_that_closes_hands_over(tmp_path: Path, start: Callable[..., Le
 def test_a_job_that_fails_is_counted_logged_once_per_kind_and_harms_no_other(
     tmp_path: Path, start: Callable[..., Leader], caplog: pytest.LogCaptureFixture
 ) -> None:
-    done = []
+    done: list[int] = []
 
     def bad() -> None:
         raise ValueError if len(done) % 2 else ZeroDivisionError
@@ -110,7 +110,7 @@ def test_where_no_lock_can_be_made_nobody_leads_until_the_trouble_is_over(
     tmp_path: Path, start: Callable[..., Leader]
 ) -> None:
     (tmp_path / "state").touch()
-    done = []
+    done: list[int] = []
     leader = start(tmp_path / "state", lambda: done.append(1))
     wait_until(lambda: sum(leader.failures.values()) > 1, "failures")
     assert ([], False) == (done, leader.leading)

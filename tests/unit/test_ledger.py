@@ -15,7 +15,8 @@ import pytest
 
 from gateway import ledger as ledger_module
 from gateway import store as store_module
-from gateway.ledger import BOUNDS_S, Counter, Ledger
+from gateway.latency import latency_bucket
+from gateway.ledger import BOUNDS_S, Counter, Ledger, Trial
 from gateway.model import Backend
 
 
@@ -54,6 +55,44 @@ def test_answers_are_summed_by_key_backend_and_status(ledger: Ledger, tmp_path: 
     assert Counter("a", Backend.LEGACY, 500, 1, 0.03, (0, 0, 0, 1, *[0] * 8)) == slow
     assert len(BOUNDS_S) + 1 == len(fast.buckets)
     assert {"a": 2} == Ledger(tmp_path).fallbacks()
+
+
+def test_trials_are_summed_over_workers_apart_from_what_nobody_may_compare(tmp_path: Path) -> None:
+    for _ in range(2):
+        ledger = Ledger(tmp_path)
+        ledger.start()
+        for status, duration_s in [(200, 0.010), (200, 0.010), (404, 0.010), (499, 0.010), (503, 0.020), (0, 7.0)]:
+            ledger.count("a", Backend.FASTAPI, status, duration_s, True)
+        ledger.count("a", Backend.LEGACY, 200, 0.010, True)
+        ledger.count("a", Backend.LEGACY, 500, 0.010)
+        ledger.count("b", Backend.FASTAPI, 500, 0.010)
+        ledger.close()
+
+    latencies = {latency_bucket(0.010): 8, latency_bucket(0.020): 2, latency_bucket(7.0): 2}
+    port, legacy = Trial(12, 4, latencies), Trial(2, 0, {latency_bucket(0.010): 2})
+    assert {("a", Backend.FASTAPI): port, ("a", Backend.LEGACY): legacy} == Ledger(tmp_path).trials()
+
+
+def test_trials_are_on_disk_within_a_third_of_a_second(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.seen("v1")
+    until(ledger.workers)
+    reader, took_s = Ledger(tmp_path), []
+    for n in range(1, 6):
+        ledger.count("a", Backend.FASTAPI, 200, 0.01, True)
+        took_s.append(until(lambda n=n: [n] == [trial.count for trial in reader.trials().values()]))
+    assert sorted(took_s)[2] < 0.35
+
+
+def test_an_idle_ledger_writes_only_its_heartbeat(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.seen("v1")
+    until(ledger.workers)
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite3")) as connection:
+        versions = set()
+        started = time.monotonic()
+        while time.monotonic() < started + 1.5:
+            versions |= set(connection.execute("PRAGMA data_version"))
+            time.sleep(0.01)
+    assert len(versions) <= 3
 
 
 def test_sums_outlive_a_restart(tmp_path: Path) -> None:
