@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
@@ -427,6 +427,8 @@ def _pairs(parts: Sequence[_Node]) -> Iterator[tuple[str, tuple[_Scalar, _Node]]
 class Change(Protocol):
     """One change of the flag file: what it means, and how it is written."""
 
+    action: ClassVar[str]  # what the audit trail calls it
+
     @property
     def key(self) -> str: ...
 
@@ -457,6 +459,7 @@ class SetWeight:
 
     key: str
     weight_bp: int
+    action: ClassVar[str] = "weight"
 
     def value(self, flags: FlagSet) -> float | str:
         return percent(flags[self.key].weight_bp)
@@ -473,11 +476,36 @@ class SetWeight:
 
 
 @dataclass(frozen=True, slots=True)
+class SetShadow:
+    """Replay this share of the requests of one route on the other side."""
+
+    key: str
+    shadow_bp: int
+    action: ClassVar[str] = "shadow"
+
+    def value(self, flags: FlagSet) -> float | str:
+        return percent(flags[self.key].shadow_bp)
+
+    def flags(self, flags: FlagSet) -> FlagSet:
+        flag = replace(flags[self.key], shadow_bp=self.shadow_bp)
+        return replace(flags, flags={**flags.flags, self.key: flag})
+
+    def text(self, text: str) -> str:
+        document, names = _Document(text), ["routes", self.key]
+        shadow, flag = str(percent(self.shadow_bp)), document.find(names)
+        if isinstance(flag, _Scalar) and not flag.is_nothing:  # a word or a number: the weight
+            weight = percent(_WEIGHTS[flag.text]) if flag.text in _WEIGHTS else flag.text
+            return document.put(names, f"{{weight: {weight}, shadow: {shadow}}}")
+        return document.put([*names, "shadow"], shadow)
+
+
+@dataclass(frozen=True, slots=True)
 class SetOverride:
     """Throw the panic switch, or release it."""
 
     word: str
     key: str = "override"
+    action: ClassVar[str] = "override"
 
     def value(self, flags: FlagSet) -> float | str:
         return flags.override.value if flags.override else "none"

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import FlagFileError
-from gateway.flagfile import SetOverride, SetWeight, basis_points, edit, parse_flags, percent, printable, version_of
+from gateway.flagfile import (
+    SetOverride,
+    SetShadow,
+    SetWeight,
+    basis_points,
+    edit,
+    parse_flags,
+    percent,
+    printable,
+    version_of,
+)
 from gateway.model import Backend, Flag, FlagSet, Rollout
 
 KNOWN = ["health.status", "videos.get_video", "videos.list_videos", "downloads.start"]
@@ -249,6 +259,12 @@ def test_an_edit_changes_the_number_and_no_other_character() -> None:
     text, _ = edit(FULL, SetOverride("legacy"), KNOWN)
     assert text == FULL.replace("override: none ", "override: legacy ")
 
+    text, _ = edit(FULL, SetShadow("videos.list_videos", 1000), KNOWN)
+    assert text == FULL.replace("shadow: 0.01}", "shadow: 10}")
+
+    text, _ = edit(FULL, SetShadow("health.status", 1250), KNOWN)
+    assert text == FULL.replace("health.status: fastapi", "health.status: {weight: 100, shadow: 12.5}")
+
 
 ADDITIONS = {
     "version: 1\n": "version: 1\nroutes:\n  a: 5\n",
@@ -303,8 +319,11 @@ def test_an_edit_means_what_was_meant_and_keeps_every_comment(text: str, key: st
     edited, new = edit(text, SetWeight(key, weight_bp), None)
     assert new == replace(SetWeight(key, weight_bp).flags(old), version=version_of(edited))
 
-    switched, thrown = edit(edited, SetOverride("fastapi"), None)
-    assert (Backend.FASTAPI, new.flags) == (thrown.override, thrown.flags)
+    shadowed, both = edit(edited, SetShadow(key, weight_bp), None)
+    assert both == replace(SetShadow(key, weight_bp).flags(new), version=version_of(shadowed))
+
+    switched, thrown = edit(shadowed, SetOverride("fastapi"), None)
+    assert (Backend.FASTAPI, both.flags) == (thrown.override, thrown.flags)
     assert text.count("# ") == switched.count("# ") - key.count("# ") * (key not in old.flags)
 
 
