@@ -131,9 +131,7 @@ class Ledger:
         if self._thread.is_alive():
             self._thread.join(2 * BUSY_S)
 
-    def count(  # one line per request, and what is called for each must not build an object
-        self, key: str, backend: Backend, status: int, duration_s: float, trial: bool = False
-    ) -> None:
+    def count(self, key: str, backend: Backend, status: int, duration_s: float, trial: bool = False) -> None:
         """Note one answer. Takes a fraction of a microsecond; on disk about a second later.
 
         `trial`: the weight of the route chose who answers, so that it counts for a comparison of the two; on disk
