@@ -1,0 +1,1 @@
+"""Replays of requests on the side that did not answer, and what they show."""
