@@ -28,6 +28,7 @@ from .flagfile import (
     PERCENT,
     Change,
     SetOverride,
+    SetShadow,
     SetWeight,
     basis_points,
     edit,
@@ -266,6 +267,7 @@ def _describe(change: Change, old: FlagSet, new: FlagSet, by: str, why: str) -> 
         after=change.value(new),
         version_before=old.version,
         version=new.version,
+        action=change.action,
     )
 
 
@@ -275,7 +277,7 @@ def _reverse(event: Event) -> Change:
     weight_bp = basis_points(str(event.before))
     if weight_bp is None:
         raise GatewayError(f"event {event.id} does not say what was before")
-    return SetWeight(event.key, weight_bp)
+    return SetShadow(event.key, weight_bp) if event.action == SetShadow.action else SetWeight(event.key, weight_bp)
 
 
 def _check_unchanged(change: Change, flags: FlagSet, if_version: str, undone: Event | None) -> None:

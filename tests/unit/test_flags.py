@@ -20,6 +20,7 @@ import pytest
 from gateway import flags
 from gateway.audit import Event, read_audit
 from gateway.errors import FlagConflict, FlagFileError, FlagsReadOnly, GatewayError
+from gateway.flagfile import SetShadow
 from gateway.flags import FlagStore
 from gateway.model import Backend, FlagSet
 from tests.support.processes import wait_until
@@ -405,6 +406,14 @@ def test_undo_puts_back_what_was_before_even_a_deed_of_undo(file: Path) -> None:
 
     store.set_override("fastapi", by="me")
     assert "none" == store.undo(4, by="me").after
+
+
+def test_undo_of_a_shadow_leaves_the_weight_alone(file: Path) -> None:
+    store = keep(file)
+    event = store.edit(SetShadow("a", 1000), by="me")
+    assert ("shadow", 0, 10) == (event.action, event.before, event.after)
+    assert (10, 0) == ((undone := store.undo(event.id, by="me")).before, undone.after)
+    assert "a: {weight: 25, shadow: 0}" in file.read_text()
 
 
 def test_undo_of_what_was_changed_again_needs_force(file: Path) -> None:
