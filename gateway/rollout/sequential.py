@@ -1,0 +1,339 @@
+"""Is the port worse than legacy? Tests whose answer may be looked at after every request.
+
+Each test is an e-process: evidence that starts at 1 and, while the port is no worse, never grows beyond 1 / alpha with
+more than probability alpha, however often and whenever somebody looks (Ville's inequality). All of them are kept as
+natural logarithms. The formulas, their sources and what they assume: docs/statistics.md.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import exp, inf, lgamma, log, log1p, pi, sqrt
+from typing import Any, NamedTuple
+
+from gateway.latency import LATENCY_BOUNDS_S, LATENCY_BUCKETS
+
+POWER_Z = 0.84  # standard normal quantile of the chance (80 %) to notice the smallest harm that matters
+QUANTILES = (0.5, 0.8, 0.95)  # of legacy's latency, where the port is compared
+SLOW_HARM = 0.1  # the smallest additional share of slow answers that the tests bet on
+MIN_LATENCIES = 100  # answers of legacy before its quantiles are taken
+
+_ALTERNATIVES = 6  # excesses a test bets on, each with the same stake
+_LARGEST = 0.95
+_LEAST = 1e-4  # no rate is predicted to be smaller: the first bad answer of legacy would ruin every bet
+
+
+class Count(NamedTuple):
+    """Answers of one side, and how many of them were bad."""
+
+    total: int = 0
+    bad: int = 0
+
+    @property
+    def share(self) -> float:
+        return self.bad / self.total if self.total else 0.0
+
+    def plus(self, other: "Count") -> "Count":
+        return Count(self.total + other.total, self.bad + other.bad)
+
+
+NONE = Count()
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """What one side answered: how often, how often badly (a status of 500 or more, or nothing), and how fast."""
+
+    answers: int = 0
+    errors: int = 0
+    latencies: tuple[int, ...] = (0,) * LATENCY_BUCKETS  # answers per bucket, see `latency_bucket`
+
+    def plus(self, other: "Arm") -> "Arm":
+        latencies = tuple(map(int.__add__, self.latencies, other.latencies))
+        return Arm(self.answers + other.answers, self.errors + other.errors, latencies)
+
+    def minus(self, earlier: "Arm") -> "Arm":
+        """What was added since `earlier`."""
+        latencies = tuple(map(int.__sub__, self.latencies, earlier.latencies))
+        return Arm(self.answers - earlier.answers, self.errors - earlier.errors, latencies)
+
+    @property
+    def failed(self) -> Count:
+        return Count(self.answers, self.errors)
+
+    def quantile_s(self, share: float) -> float:
+        """The upper end of the bucket that holds this quantile; 0 without answers."""
+        return LATENCY_BOUNDS_S[min(self._bucket(share), LATENCY_BUCKETS - 2)] if self.answers else 0.0
+
+    def slower(self, than_s: float) -> Count:
+        """Answers that surely took longer: those in buckets that lie wholly above."""
+        first = next((n for n, bound in enumerate(LATENCY_BOUNDS_S) if bound >= than_s), LATENCY_BUCKETS) + 1
+        return Count(self.answers, sum(self.latencies[first:]))
+
+    def _bucket(self, share: float) -> int:
+        wanted, seen = share * sum(self.latencies), 0
+        for number, count in enumerate(self.latencies):
+            seen += count
+            if seen >= wanted:
+                return number
+        return LATENCY_BUCKETS - 1
+
+
+# --- one side against a fixed limit
+
+
+def log_e_above(count: Count, limit: float, harm: float) -> float:
+    """Evidence that bad answers are more frequent than `limit`; bets on excesses from `harm` upwards."""
+    total, bad = count
+    if limit >= 1:
+        return 0.0
+    limit = max(limit, 1e-12)
+    return _log_mean(
+        [
+            bad * log(rate / limit) + (total - bad) * log((1 - rate) / (1 - limit))
+            for rate in (limit + excess * (1 - limit) for excess in _excesses(harm))
+        ]
+    )
+
+
+def upper_bound(count: Count, alpha: float) -> float:
+    """The greatest rate of bad answers that the counts do not refute.
+
+    A confidence sequence: wrong at any time at all with at most probability `alpha`.
+    """
+    total, bad = count
+    mixture = lgamma(bad + 0.5) + lgamma(total - bad + 0.5) - lgamma(total + 1) - log(pi)
+    low, high = count.share, 1.0
+    for _ in range(40):
+        rate = (low + high) / 2
+        likelihood = (bad * log(rate) if bad else 0.0) + (total - bad) * log1p(-rate)
+        low, high = (low, rate) if mixture - likelihood >= -log(alpha) else (rate, high)
+    return high
+
+
+def log_e_share(on_port: int, total: int, weight: float) -> float:
+    """Evidence that the share of subjects on the port is not `weight`: Beta-binomial against binomial."""
+    if not 0 < weight < 1:
+        return inf if on_port != round(weight * total) else 0.0
+    on_legacy, a, b = total - on_port, 100 * weight, 100 * (1 - weight)
+    marginal = _log_beta(a + on_port, b + on_legacy) - _log_beta(a, b)
+    return marginal - on_port * log(weight) - on_legacy * log1p(-weight)
+
+
+# --- two sides at the same time
+
+
+class Contrast:
+    """Evidence that bad answers are more frequent on the port than on legacy at the same time.
+
+    Answers are taken in blocks that hold at least one of each side; a block ends by a rule that looks at no outcome.
+    """
+
+    def __init__(self, harm: float, guess: Count = NONE) -> None:
+        """Bets on excesses from `harm` upwards; `guess` (earlier answers of legacy) only makes the bets better."""
+        self.legacy = self.port = Count()  # in closed blocks
+        self._harm, self._guess = harm, guess
+        self._open = (Count(), Count())
+        self._logs = [0.0] * _ALTERNATIVES
+
+    def add(self, legacy: Count, port: Count) -> None:
+        """Take what was answered since the last call."""
+        legacy, port = self._open[0].plus(legacy), self._open[1].plus(port)
+        if legacy.total and port.total:
+            self._close(legacy, port)
+            legacy = port = Count()
+        self._open = (legacy, port)
+
+    @property
+    def log_e(self) -> float:
+        return _log_mean(self._logs)
+
+    def log_e_past(self, remembered: Count, alpha: float) -> float:
+        """Evidence that bad answers are more frequent on the port than they were on legacy.
+
+        With at most probability `alpha` legacy's rate is underestimated, and this is worth nothing.
+        """
+        return log_e_above(self.counts[1], upper_bound(remembered, alpha), self._harm)
+
+    @property
+    def counts(self) -> tuple[Count, Count]:
+        """Of legacy and of the port, with the open block."""
+        return self.legacy.plus(self._open[0]), self.port.plus(self._open[1])
+
+    def _close(self, legacy: Count, port: Count) -> None:
+        base = predicted(self._guess.plus(self.legacy))
+        share = port.total / (port.total + legacy.total)
+        good, total = legacy.total - legacy.bad, legacy.total + port.total
+        bad = legacy.bad + port.bad
+        for n, excess in enumerate(_excesses(self._harm)):
+            rate = base + excess * (1 - base)
+            pooled = base + share * (rate - base)
+            grown = good * log1p(-base) + (port.total - port.bad) * log1p(-rate) - (total - bad) * log1p(-pooled)
+            if bad:
+                grown += legacy.bad * log(base) + port.bad * log(rate) - bad * log(pooled)
+            self._logs[n] += grown
+        self.legacy, self.port = self.legacy.plus(legacy), self.port.plus(port)
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {
+            "harm": self._harm,
+            "guess": self._guess,
+            "legacy": self.legacy,
+            "port": self.port,
+            "open": self._open,
+            "logs": self._logs,
+        }
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> "Contrast":
+        contrast = cls(state["harm"], Count(*state["guess"]))
+        contrast.legacy, contrast.port = Count(*state["legacy"]), Count(*state["port"])
+        contrast._open = (Count(*state["open"][0]), Count(*state["open"][1]))
+        contrast._logs = list(state["logs"])
+        return contrast
+
+
+def predicted(count: Count) -> float:
+    """The rate to expect after these answers."""
+    return max(_LEAST, (count.bad + 0.5) / (count.total + 1)) if count.total else 0.01
+
+
+# --- was there enough data?
+
+
+def needed(base: float, rate: float, legacy_per_port: float, log_e: float) -> float:
+    """Answers of the port after which a test would most probably have noticed `rate` instead of `base`.
+
+    `legacy_per_port`: answers of legacy for each of the port; infinite when legacy's rate is known. `log_e`: how much
+    evidence the test wants. Normal approximation of the random walk that the evidence is.
+    """
+    if rate <= base or legacy_per_port <= 0:
+        return inf
+    base, rate = max(base, 1e-9), min(rate, 1 - 1e-9)
+    known = legacy_per_port == inf
+    pooled = base if known else (legacy_per_port * base + rate) / (legacy_per_port + 1)
+    growth, variance = _walk(rate, pooled)
+    if not known:
+        more, wider = _walk(base, pooled)
+        growth, variance = growth + legacy_per_port * more, variance + legacy_per_port * wider
+    wanted = log_e + log(_ALTERNATIVES)
+    return float(((POWER_Z * sqrt(variance) + sqrt(POWER_Z**2 * variance + 4 * growth * wanted)) / (2 * growth)) ** 2)
+
+
+def _walk(rate: float, pooled: float) -> tuple[float, float]:
+    """Mean and variance of the logarithm of one factor."""
+    bad, good = log(rate / pooled), log((1 - rate) / (1 - pooled))
+    return rate * bad + (1 - rate) * good, rate * (1 - rate) * (bad - good) ** 2
+
+
+# --- everything known about one step
+
+
+class LogE(NamedTuple):
+    """Evidence against the port, as logarithms: beside legacy at the same time, and beside legacy's past."""
+
+    now: float
+    past: float
+
+
+@dataclass
+class Evidence:
+    """The tests of one step of a ramp. Each step begins anew; legacy's answers from before are remembered."""
+
+    harm: float  # the smallest additional share of errors that matters
+    ratio: float  # the tolerated ratio of latencies
+    remembered: Arm = field(default_factory=Arm)  # of legacy, before this step
+    legacy: Arm = field(default_factory=Arm)  # in this step
+    port: Arm = field(default_factory=Arm)
+    errors: Contrast = field(init=False)
+    limits_s: tuple[float, ...] = ()  # legacy's latencies at QUANTILES, once enough is known
+    slow: tuple[Contrast, ...] = ()  # one test for each
+
+    def __post_init__(self) -> None:
+        self.errors = Contrast(self.harm, self.remembered.failed)
+
+    def add(self, legacy: Arm, port: Arm) -> None:
+        """Take what both sides answered since the last call."""
+        self._choose_limits()
+        self.errors.add(legacy.failed, port.failed)
+        for limit_s, contrast in zip(self.limits_s, self.slow, strict=True):
+            contrast.add(legacy.slower(limit_s), port.slower(limit_s * self.ratio))
+        self.legacy, self.port = self.legacy.plus(legacy), self.port.plus(port)
+
+    def _choose_limits(self) -> None:
+        """From earlier answers only: what is still to come must not choose where it is compared."""
+        earlier = self.remembered.plus(self.legacy)
+        if not self.slow and earlier.answers >= MIN_LATENCIES:
+            self.limits_s = tuple(earlier.quantile_s(share) for share in QUANTILES)
+            self.slow = tuple(Contrast(SLOW_HARM, earlier.slower(limit_s)) for limit_s in self.limits_s)
+
+    def of_errors(self, alpha: float) -> "LogE":
+        """That the port fails more often. `alpha`: the chance that legacy's past is misjudged."""
+        past = self.errors.log_e_past(self.remembered.failed, alpha)
+        return LogE(self.errors.log_e, past)
+
+    def of_slowness(self, alpha: float) -> "LogE":
+        """That the port is slower than tolerated: the mean over the quantiles."""
+        if not self.slow:
+            return LogE(0.0, 0.0)
+        alpha /= LATENCY_BUCKETS  # the limit was chosen among so many by the same answers
+        tests = zip(self.limits_s, self.slow, strict=True)
+        past = [contrast.log_e_past(self.remembered.slower(limit_s), alpha) for limit_s, contrast in tests]
+        return LogE(_log_mean([contrast.log_e for contrast in self.slow]), _log_mean(past))
+
+    def next_step(self) -> "Evidence":
+        """Tests that begin anew and remember what legacy has answered so far."""
+        return Evidence(self.harm, self.ratio, self.remembered.plus(self.legacy))
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {
+            "harm": self.harm,
+            "ratio": self.ratio,
+            "remembered": _packed(self.remembered),
+            "legacy": _packed(self.legacy),
+            "port": _packed(self.port),
+            "errors": self.errors.state(),
+            "limits_s": self.limits_s,
+            "slow": [contrast.state() for contrast in self.slow],
+        }
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> "Evidence":
+        """From what `state` returned."""
+        remembered, legacy, port = (_unpacked(state[name]) for name in ("remembered", "legacy", "port"))
+        evidence = cls(state["harm"], state["ratio"], remembered, legacy, port)
+        evidence.errors = Contrast.restored(state["errors"])
+        evidence.limits_s = tuple(state["limits_s"])
+        evidence.slow = tuple(map(Contrast.restored, state["slow"]))
+        return evidence
+
+
+def _packed(arm: Arm) -> dict[str, Any]:
+    """Most buckets are empty."""
+    latencies = [[number, count] for number, count in enumerate(arm.latencies) if count]
+    return {"answers": arm.answers, "errors": arm.errors, "latencies": latencies}
+
+
+def _unpacked(state: Mapping[str, Any]) -> Arm:
+    latencies = [0] * LATENCY_BUCKETS
+    for number, count in state["latencies"]:
+        latencies[number] = count
+    return Arm(state["answers"], state["errors"], tuple(latencies))
+
+
+@lru_cache
+def _excesses(harm: float) -> tuple[float, ...]:
+    """From the smallest to the largest, in equal ratios."""
+    step = (_LARGEST / harm) ** (1 / (_ALTERNATIVES - 1))
+    return tuple(harm * step**n for n in range(_ALTERNATIVES))
+
+
+def _log_mean(logs: Sequence[float]) -> float:
+    most = max(logs)
+    return most + log(sum(exp(value - most) for value in logs) / len(logs))
+
+
+def _log_beta(a: float, b: float) -> float:
+    return lgamma(a) + lgamma(b) - lgamma(a + b)
