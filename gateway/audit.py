@@ -78,6 +78,14 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+def epoch(at: str) -> float:
+    """The time of an event in seconds since the epoch; 0 for what is no time."""
+    try:
+        return datetime.fromisoformat(at).timestamp()
+    except ValueError:
+        return 0.0
+
+
 def read_audit(path: Path) -> list[Event]:
     """The events of an audit file, newest last. Lines that were torn by a crash are passed over."""
     try:
@@ -225,7 +233,7 @@ class Audit:
         """
         version = ""
         for event in self.events():
-            if event.version and _epoch(event.at) <= at:
+            if event.version and epoch(event.at) <= at:
                 version = event.version
             elif event.version_before and not version:
                 version = event.version_before
@@ -460,10 +468,3 @@ def _written_at(path: Path) -> float:
 def _is_version(data: bytes, version: str) -> bool:
     """A version is the beginning of the SHA-256 of its text."""
     return bool(_VERSION.fullmatch(version)) and _digest(data).startswith(version)
-
-
-def _epoch(at: str) -> float:
-    try:
-        return datetime.fromisoformat(at).timestamp()
-    except ValueError:
-        return 0.0
