@@ -1,14 +1,17 @@
 """When are two answers equal? One definition, for parity tests and for production shadows.
 
 A difference has a place: `status`, `error`, `header.NAME`, `cookie.NAME.ATTRIBUTE`, `$.items[3].title` in a JSON body,
-`body.bytes` where equal JSON is spelled differently, and `body` for everything else.
+`$.items[order]` where a list has the same members in another order, `body.bytes` where JSON is spelled differently,
+`body` for everything else, and `rows.TABLE[insert].COLUMN` (or `update`, `delete`) in the database.
 
 An ignore pattern is a place, with `*` for any one step or part of a name, and `..` for any depth: `header.etag`,
-`cookie.*.value`, `$.items[*].updated_at`, `$.user.*_at`, `$..timestamp`. It covers its place and all that lies below.
+`cookie.*.value`, `$.items[*].updated_at`, `$.user.*_at`, `$..timestamp`, `rows.*.updated_at`. It covers its place and
+all that lies below.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from enum import Enum
 from fnmatch import translate
 from functools import lru_cache
@@ -18,10 +21,11 @@ from typing import Any
 
 import orjson
 
-from .model import Difference, Observation, Verdict
+from .model import Difference, Observation, RowChange, Verdict
 
 MAX_DIFFERENCES = 100  # of each kind in one verdict: those that count and those ignored
 _EXCERPT = 200  # characters or bytes of a value
+_MAX_ALIKE = 50  # rows among which the most similar one is looked for
 
 _SETS = frozenset({"allow", "vary"})  # comma-separated, in any order
 _HEADERS = frozenset(
@@ -52,8 +56,13 @@ class Absent(Enum):
 
 ABSENT = Absent.ABSENT
 
-Place = tuple[str | int, ...]  # ("$", "items", 3, "title"), ("cookie", "sid", "path")
+Place = tuple[
+    str | int, ...
+]  # ("$", "items", 3, "title"), ("cookie", "sid", "path"), ("rows", "users", "insert", "id")
 Found = tuple[Place, object, object]
+Rows = Sequence[RowChange]
+
+ORDER = -1  # the step below a list that stands for the order of its members
 
 
 def compare(control: Observation, candidate: Observation, ignore: Collection[str] = ()) -> Verdict:
@@ -61,16 +70,25 @@ def compare(control: Observation, candidate: Observation, ignore: Collection[str
 
     Raises ValueError for a pattern that `check_pattern` would refuse.
     """
+    return _verdict(differences(control, candidate), ignore)
+
+
+def compare_rows(control: Rows, candidate: Rows, ignore: Collection[str] = ()) -> Verdict:
+    """The same for what two runs changed in the database. What it generated anew, such as a number, may differ."""
+    return _verdict(row_differences(control, candidate), ignore)
+
+
+def _verdict(found: Iterator[Found], ignore: Collection[str]) -> Verdict:
     patterns = _compile_all(tuple(ignore))
-    differences: list[Difference] = []
+    counting: list[Difference] = []
     ignored: list[Difference] = []
-    for place, ours, theirs in _differences(control, candidate):
-        kind = ignored if any(_covers(pattern, place) for pattern in patterns) else differences
+    for place, ours, theirs in found:
+        kind = ignored if any(_covers(pattern, place) for pattern in patterns) else counting
         if len(kind) < MAX_DIFFERENCES:
-            kind.append(Difference(_spell(place), _show(ours), _show(theirs)))
-        elif kind is differences:
+            kind.append(Difference(spell(place), show(ours), show(theirs)))
+        elif kind is counting:
             break
-    return Verdict(tuple(differences), tuple(ignored))
+    return Verdict(tuple(counting), tuple(ignored))
 
 
 def check_pattern(pattern: str) -> None:
@@ -78,7 +96,16 @@ def check_pattern(pattern: str) -> None:
     _compile(pattern)
 
 
-def _differences(control: Observation, candidate: Observation) -> Iterator[Found]:
+def is_covered(place: Place, ignore: Collection[str]) -> bool:
+    """Whether one of the patterns describes the place or one above it."""
+    return any(_covers(pattern, place) for pattern in _compile_all(tuple(ignore)))
+
+
+def differences(control: Observation, candidate: Observation, unordered: Collection[Place] = ()) -> Iterator[Found]:
+    """Each place where the answers differ and the two values; ABSENT where there is none.
+
+    The members of the lists `unordered` are matched with each other wherever they are.
+    """
     if control.status != candidate.status:
         yield ("status",), control.status, candidate.status
     if control.error != candidate.error:
@@ -89,7 +116,7 @@ def _differences(control: Observation, candidate: Observation) -> Iterator[Found
             yield from _differ(("header", name), ours.get(name, ABSENT), theirs.get(name, ABSENT))
         yield from _cookie_differences(_cookies(control), _cookies(candidate))
     if control.body != candidate.body:
-        yield from _body_differences(control, candidate)
+        yield from _body_differences(control, candidate, unordered)
 
 
 def _differ(place: Place, ours: object, theirs: object) -> Iterator[Found]:
@@ -157,7 +184,7 @@ def _names(cookies: list[dict[str, str | bool]]) -> object:
 # --- bodies -------------------------------------------------------------------------------------------------------
 
 
-def _body_differences(control: Observation, candidate: Observation) -> Iterator[Found]:
+def _body_differences(control: Observation, candidate: Observation, unordered: Collection[Place]) -> Iterator[Found]:
     if _is_json(control) and _is_json(candidate):
         try:
             ours, theirs = orjson.loads(control.body), orjson.loads(candidate.body)
@@ -165,9 +192,9 @@ def _body_differences(control: Observation, candidate: Observation) -> Iterator[
             pass
         else:
             first = None
-            for first in _json_differences(ours, theirs):
+            for first in _json_differences(ours, theirs, unordered):
                 yield first
-            if first is None:
+            if first is None or _are_spelled_differently(control.body, candidate.body):
                 yield ("body", "bytes"), *_excerpts(control.body, candidate.body)
             return
     yield ("body",), *_excerpts(control.body, candidate.body)
@@ -179,32 +206,129 @@ def _is_json(answer: Observation) -> bool:
     return media == "application/json" or media.endswith("+json")
 
 
-def _json_differences(control: object, candidate: object) -> Iterator[Found]:
+def _json_differences(control: Any, candidate: Any, unordered: Collection[Place]) -> Iterator[Found]:
     """In the order of the control. The order of keys is free, that of lists is not, and 1, 1.0, True, "1" differ."""
-    left: list[Found] = [(("$",), control, candidate)]
+    left: list[tuple[Place, Any, Any]] = [(("$",), control, candidate)]
     while left:
         place, ours, theirs = left.pop()
         if type(ours) is not type(theirs):
             yield place, ours, theirs
-        elif isinstance(ours, dict | list):
-            steps = _steps(ours, theirs)
-            left += [((*place, step), one, other) for step, one, other in reversed(steps)]
+        elif isinstance(ours, dict):
+            left += _below(place, _unequal(ours, theirs))
+        elif isinstance(ours, list):
+            members = _unequal(dict(enumerate(ours)), dict(enumerate(theirs)))
+            if members and (partners := _partners(ours, theirs, forced=place in unordered)):
+                yield from _differ((*place, ORDER), *_orders(theirs, partners))
+                members = _rearranged(ours, theirs, partners)
+            left += _below(place, members)
         elif ours != theirs:
             yield place, ours, theirs
 
 
-def _steps(ours: Any, theirs: Any) -> list[tuple[str | int, object, object]]:
-    """The members of two dictionaries, or of two lists, that may differ."""
-    if isinstance(ours, list):
-        ours, theirs = dict(enumerate(ours)), dict(enumerate(theirs))
-    steps = []
+Members = list[tuple[str | int, object, object]]
+
+
+def _below(place: Place, members: Members) -> list[Found]:
+    return [((*place, step), one, other) for step, one, other in reversed(members)]
+
+
+def _unequal(ours: Mapping[Any, object], theirs: Mapping[Any, object]) -> Members:
+    """The members that may differ."""
+    members: Members = []
     for key, one in ours.items():
         other = theirs.get(key, ABSENT)
         kind = type(one)
         if kind is not type(other) or kind is dict or kind is list or one != other:
-            steps.append((key, one, other))
-    steps += [(key, ABSENT, other) for key, other in theirs.items() if key not in ours]
-    return steps
+            members.append((key, one, other))
+    members += [(key, ABSENT, other) for key, other in theirs.items() if key not in ours]
+    return members
+
+
+# --- lists in another order
+
+
+def _partners(ours: list[Any], theirs: list[Any], *, forced: bool) -> list[int | None] | None:
+    """Where the members of `ours` are in `theirs`; None unless `theirs` are the same ones in another order.
+
+    When `forced`, some may be new and some gone.
+    """
+    if not forced and (len(ours) != len(theirs) or len(ours) < 2):
+        return None
+    names = _names_of_members(ours, theirs, forced=forced)
+    if names is None:
+        return None
+    where: dict[object, deque[int]] = defaultdict(deque)
+    for at, name in enumerate(names[1]):
+        where[name].append(at)
+    partners = [where[name].popleft() if where[name] else None for name in names[0]]
+    return None if partners == list(range(len(theirs))) else partners
+
+
+def _names_of_members(ours: list[Any], theirs: list[Any], *, forced: bool) -> tuple[list[object], list[object]] | None:
+    """What the members can be told apart by: a unique field that both sides have, or all of their content."""
+    if all(isinstance(member, dict) for member in (*ours, *theirs)):
+        for name in sorted(ours[0] if ours else (), key=_likely_name):
+            one, other = [m.get(name) for m in ours], [m.get(name) for m in theirs]
+            if _are_names(one) and _are_names(other) and (set(one) == set(other) or (forced and {*one} & {*other})):
+                return one, other
+    one, other = [_content(member) for member in ours], [_content(member) for member in theirs]
+    return (one, other) if forced or sorted(one) == sorted(other) else None
+
+
+def _likely_name(field: str) -> tuple[bool, bool, str]:
+    return field != "id", not field.endswith(("id", "key", "name", "slug")), field
+
+
+def _are_names(values: list[Any]) -> bool:
+    return all(type(value) in (int, str) for value in values) and len(set(values)) == len(values)
+
+
+def _content(member: object) -> bytes:
+    try:
+        return orjson.dumps(member, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:  # deeper than 254 levels
+        return b""
+
+
+def _orders(theirs: list[Any], partners: list[int | None]) -> tuple[object, object]:
+    """The members that both have, in the order of either side."""
+    both = [at for at in partners if at is not None]
+    return [theirs[at] for at in both], [theirs[at] for at in sorted(both)]
+
+
+def _rearranged(ours: list[Any], theirs: list[Any], partners: list[int | None]) -> Members:
+    """Pairs of partners; those without one are paired in turn, and last of all one side may have some more."""
+    taken = {at for at in partners if at is not None}
+    rest = deque(other for at, other in enumerate(theirs) if at not in taken)
+    pairs: Members = []
+    for at, (one, partner) in enumerate(zip(ours, partners, strict=True)):
+        other = theirs[partner] if partner is not None else rest.popleft() if rest else ABSENT
+        pairs.append((at, one, other))
+    return pairs + [(at, ABSENT, other) for at, other in enumerate(rest, len(ours))]
+
+
+# --- spelling
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+
+
+def _are_spelled_differently(one: bytes, other: bytes) -> bool:
+    """Whether two JSON texts were written by other rules, as far as both show them: spaces, escapes, the end."""
+    ours, theirs = _spelling(one), _spelling(other)
+    return any(ours[rule] != theirs[rule] for rule in ours.keys() & theirs.keys())
+
+
+def _spelling(body: bytes) -> dict[str, object]:
+    rules: dict[str, object] = {"end": body[len(body.rstrip()) :]}
+    if not body.isascii() or b"\\u" in body:
+        rules["escapes"] = body.isascii()
+    bare = _STRING.sub(b'""', body)
+    for mark, spaces in re.findall(rb"([:,])(\s*)", bare[:4096]):
+        rules.setdefault(mark.decode(), spaces)
+    return rules
+
+
+# --- excerpts
 
 
 def _excerpts(control: bytes, candidate: bytes) -> tuple[str, str]:
@@ -228,10 +352,84 @@ def _first_difference(one: bytes, other: bytes, block: int = 4096) -> int:
     return next((at + offset for offset, (a, b) in enumerate(pairs) if a != b), short)
 
 
-def _show(value: object) -> object:
+def show(value: object) -> object:
     """The value itself, or so much of it as fits into a report."""
-    text = orjson.dumps(value).decode() if isinstance(value, dict | list) else value
-    return f"{text[:_EXCERPT]}…" if isinstance(text, str) and len(text) > _EXCERPT else text
+    if isinstance(value, dict | list):
+        try:
+            value = orjson.dumps(value, default=str).decode()
+        except orjson.JSONEncodeError:
+            value = f"{type(value).__name__}, too deep to be shown"
+    return f"{value[:_EXCERPT]}…" if isinstance(value, str) and len(value) > _EXCERPT else value
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+def row_differences(control: Rows, candidate: Rows) -> Iterator[Found]:
+    """What two runs did differently to the database, table by table.
+
+    Rows are the same if their keys are, and inserted ones if they are most alike: the database may have numbered them
+    anew. Such a number may differ, and so may the columns that refer to it.
+    """
+    ours, theirs = _by_kind(control), _by_kind(candidate)
+    pairs = {place: _pairs(ours.get(place, []), theirs.get(place, [])) for place in sorted({*ours, *theirs})}
+    matched = [(mine, yours) for of_kind in pairs.values() for mine, yours in of_kind if mine and yours]
+    numbered = [(one.key, other.key) for one, other in matched if _is_numbered(one)]
+    for place, of_kind in pairs.items():
+        for mine, yours in of_kind:
+            if mine and yours:
+                yield from _column_differences(place, mine.after or {}, yours.after or {}, numbered)
+            else:
+                yield place, _content_of(mine), _content_of(yours)
+
+
+def _by_kind(rows: Rows) -> dict[tuple[str, str, str], list[RowChange]]:
+    """By what begins their places."""
+    kinds: dict[tuple[str, str, str], list[RowChange]] = defaultdict(list)
+    for row in rows:
+        kind = "insert" if row.before is None else "delete" if row.after is None else "update"
+        kinds["rows", row.table, kind].append(row)
+    return kinds
+
+
+def _pairs(ours: list[RowChange], theirs: list[RowChange]) -> list[tuple[RowChange | None, RowChange | None]]:
+    """Which rows are to be compared, None where one side has no such row."""
+    left = dict(enumerate(theirs))
+    alike = ours and ours[0].before is None and {mine.key for mine in ours} != {yours.key for yours in theirs}
+    pairs: list[tuple[RowChange | None, RowChange | None]] = []
+    for mine in ours:
+        if alike:  # the first of those that are most alike
+            best = max(list(left)[:_MAX_ALIKE], key=lambda index: _likeness(mine, left[index]), default=None)
+        else:
+            best = next((index for index, yours in left.items() if yours.key == mine.key), None)
+        pairs.append((mine, None if best is None else left.pop(best)))
+    return pairs + [(None, yours) for yours in left.values()]
+
+
+def _likeness(one: RowChange, other: RowChange) -> int:
+    ours, theirs = one.after or {}, other.after or {}
+    return sum(column in theirs and value == theirs[column] for column, value in ours.items())
+
+
+def _is_numbered(row: RowChange) -> bool:
+    """Whether this is a new row with a key that says nothing about it."""
+    if row.before is not None or not row.after or len(row.key) != 1:
+        return False
+    names = ("id", "uuid", "pk", f"{row.table.removesuffix('s')}_id")
+    return any(row.after.get(name, ABSENT) == row.key[0] for name in names)
+
+
+def _column_differences(
+    place: Place, ours: Mapping[str, object], theirs: Mapping[str, object], numbered: Collection[object]
+) -> Iterator[Found]:
+    for column in sorted(ours.keys() | theirs.keys()):
+        one, other = ours.get(column, ABSENT), theirs.get(column, ABSENT)
+        if one != other and not (column.endswith(("id", "pk")) and ((one,), (other,)) in numbered):
+            yield (*place, column), one, other
+
+
+def _content_of(row: RowChange | None) -> object:
+    return ABSENT if row is None else dict(row.after or row.before or {})
 
 
 # --- places and patterns ------------------------------------------------------------------------------------------
@@ -242,18 +440,29 @@ Pattern = tuple[Step, ...]
 _PLAIN_KEY = re.compile(r"""[^.\[\]"'*\s]+""")
 _QUOTED_KEY = r'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"'
 _JSON_STEP = re.compile(
-    rf"""(?P<dots>\.\.?)(?P<key>[^.\[\]"'\s]+)|(?P<deep>\.\.)?\[(?P<item>\*|[0-9]+|(?P<quoted>{_QUOTED_KEY}))\]"""
+    rf"""(?P<dots>\.\.?)(?P<key>[^.\[\]"'\s]+)|(?P<deep>\.\.)?\[(?P<item>\*|order|[0-9]+|(?P<quoted>{_QUOTED_KEY}))\]"""
 )
-_EXPECTED = "expected status, error, header.NAME, cookie.NAME, cookie.NAME.ATTRIBUTE, body, body.bytes or a path from $"
+_ROWS = re.compile(r"rows\.(?P<table>[^.\[\]\s]+)(\[(?P<kind>insert|update|delete|\*)\])?(\.(?P<column>[^.\[\]\s]+))?")
+_EXPECTED = (
+    "expected status, error, header.NAME, cookie.NAME, cookie.NAME.ATTRIBUTE, body, body.bytes, a path from $,"
+    " rows.TABLE, rows.TABLE.COLUMN or rows.TABLE[insert].COLUMN"
+)
 
 
-def _spell(place: Place) -> str:
+def spell(place: Place) -> str:
+    """As in a `Difference`; it is the pattern for exactly this place, too."""
+    if place[0] == "rows":
+        _, table, kind, *column = place
+        return ".".join((f"rows.{table}[{kind}]", *map(str, column)))
     if place[0] != "$":
         return ".".join(map(str, place))
-    return "$" + "".join(
-        f"[{step}]" if isinstance(step, int) else f".{step}" if _PLAIN_KEY.fullmatch(step) else f"[{dumps(step)}]"
-        for step in place[1:]
-    )
+    return "$" + "".join(map(_spell_step, place[1:]))
+
+
+def _spell_step(step: str | int) -> str:
+    if isinstance(step, int):
+        return "[order]" if step == ORDER else f"[{step}]"
+    return f".{step}" if _PLAIN_KEY.fullmatch(step) else f"[{dumps(step)}]"
 
 
 def _covers(pattern: Pattern, place: Place) -> bool:
@@ -294,6 +503,9 @@ def _compile(text: str) -> Pattern:
         if attribute != "*" and attribute.lower() not in _COOKIE_ATTRIBUTES:
             raise ValueError(f"{text!r}: expected cookie.NAME and one of {', '.join(_COOKIE_ATTRIBUTES)}, or *")
         return _step("cookie"), _step(name), _step(attribute.lower())
+    if rows := _ROWS.fullmatch(text):
+        steps = ["rows", rows["table"], rows["kind"] or "*", *([rows["column"]] if rows["column"] else [])]
+        return tuple(map(_step, steps))
     raise ValueError(f"{text!r}: {_EXPECTED}")
 
 
@@ -307,7 +519,7 @@ def _json_steps(text: str) -> Iterator[Step]:
         if found["quoted"]:
             yield _exactly(loads(found["quoted"]), deep=deep)
         elif found["item"] and found["item"] != "*":
-            yield _exactly(int(found["item"]), deep=deep)
+            yield _exactly(ORDER if found["item"] == "order" else int(found["item"]), deep=deep)
         else:
             yield _step(found["key"] or "*", deep=deep)
         at = found.end()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gateway.compare import ABSENT, MAX_DIFFERENCES, check_pattern, compare
-from gateway.model import Backend, Difference, Observation, Verdict
+from gateway.compare import ABSENT, MAX_DIFFERENCES, ORDER, check_pattern, compare, compare_rows, differences
+from gateway.model import Backend, Difference, Observation, RowChange, Verdict
 
 JSON = "application/json"
 
@@ -158,7 +158,45 @@ def test_a_change_of_type_is_a_difference(control: object, candidate: object) ->
 
 def test_keys_have_no_order_and_lists_have() -> None:
     assert ["body.bytes"] == places(answer({"a": 1, "b": 2}), answer({"b": 2, "a": 1}))
-    assert ["$[0]", "$[1]"] == places(answer([1, 2]), answer([2, 1]))
+    assert ["$[order]"] == places(answer([1, 2]), answer([2, 1]))
+
+
+@pytest.mark.parametrize(
+    ("control", "candidate", "expected"),
+    [
+        ([1, 1, 2], [2, 1, 1], ["$[order]"]),
+        ([1, 2, 3], [3, 1], ["$[0]", "$[1]", "$[2]"]),
+        ([1, 2], [2, 1.0], ["$[0]", "$[1]"]),
+        ([[1], {}], [{}, [1]], ["$[order]"]),
+        ([{"id": 1, "t": 1}, {"id": 2, "t": 2}], [{"id": 2, "t": 2}, {"id": 1, "t": 0}], ["$[order]", "$[0].t"]),
+        ([{"rank": 1, "id": 8}, {"rank": 2, "id": 9}], [{"rank": 1, "id": 9}, {"rank": 2, "id": 8}],
+         ["$[order]", "$[0].rank", "$[1].rank"]),
+        ([{"user_id": 1, "a": [1, 2]}, {"user_id": 2}], [{"user_id": 2}, {"user_id": 1, "a": [2, 1]}],
+         ["$[order]", "$[0].a[order]"]),
+        ([{"id": 1}, {"id": 2}], [{"id": 1}, {"id": 3}], ["$[1].id"]),
+    ],
+)  # fmt: skip
+def test_the_same_members_in_another_order_are_one_difference_and_compared_with_each_other(
+    control: object, candidate: object, expected: list[str]
+) -> None:
+    assert expected == places(answer(control), answer(candidate))
+
+
+def test_the_order_of_a_list_can_be_ignored_without_its_members() -> None:
+    one, other = (
+        answer({"l": [{"id": 1, "t": 1}, {"id": 2, "t": 2}]}),
+        answer({"l": [{"id": 2, "t": 0}, {"id": 1, "t": 1}]}),
+    )
+    assert ["$.l[1].t"] == places(one, other, "$.l[order]")
+    assert [] == places(one, other, "$.l[*]")
+
+
+def test_members_of_a_list_without_order_are_matched_even_if_some_are_new_or_gone() -> None:
+    one = answer([{"id": n, "t": n} for n in (1, 2, 3, 4)])
+    other = answer([{"id": n, "t": n} for n in (3, 1, 2)])
+    found = differences(one, other, [("$",)])
+    assert [("$", ORDER), ("$", 3)] == [place for place, _, _ in found]
+    assert [("$", 0)] == [place for place, _, _ in differences(answer([1, 2]), answer([2, 9]), [("$",)])]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +207,20 @@ def test_equal_json_in_other_bytes_is_a_difference_of_its_own_class(spelling: by
     verdict = compare(answer(b'{"a":"\\u00e4"}'), answer(spelling))
     assert ["body.bytes"] == [difference.where for difference in verdict.differences]
     assert compare(answer(b'{"a":"\\u00e4"}'), answer(spelling), ["body.bytes"]).matched
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "where"),
+    [
+        (b'{"a":1,"at":5}', b'{"a": 1, "at": 6}', ["$.at", "body.bytes"]),
+        (b'{"a":1,"at":5}', b'{"a":1,"at":6}\n', ["$.at", "body.bytes"]),
+        (b'{"a":"\xc3\xa4","at":5}', b'{"a":"\\u00e4","at":6}', ["$.at", "body.bytes"]),
+        (b'{"a":"x","at":5}', b'{"a":"\\u00e4","at":5}', ["$.a"]),
+        (b'{"a":[],"at":5}', b'{"a":["x: , y"],"at":5}', ["$.a[0]"]),
+    ],
+)
+def test_another_spelling_is_told_beside_other_differences(one: bytes, other: bytes, where: list[str]) -> None:
+    assert where == places(answer(one), answer(other))
 
 
 def test_members_that_one_side_lacks_are_told_one_by_one() -> None:
@@ -236,6 +288,14 @@ def test_differences_are_bounded_and_ignored_ones_do_not_use_up_the_others() -> 
     assert MAX_DIFFERENCES == len(verdict.ignored)
 
 
+def test_values_too_deep_to_be_written_are_told_all_the_same() -> None:
+    deep = answer(b'{"a":' + b"[" * 900 + b"]" * 900 + b"}")
+    (difference,) = compare(deep, answer({"a": 1})).differences
+    assert "list, too deep to be shown" == difference.control
+    one, other = (answer(b"[[" + leaf + b"," + b"[" * 900 + b"]" * 900 + b"]]") for leaf in (b"1", b"2"))
+    assert ["$[0][0]"] == places(one, other)
+
+
 def test_long_values_are_cut() -> None:
     verdict = compare(answer({"a": "x" * 10_000, "b": [1] * 10_000}), answer({"a": 1, "b": {}}))
     assert all(len(str(difference.control)) < 300 for difference in verdict.differences)
@@ -295,6 +355,83 @@ def test_the_first_different_byte_is_found_wherever_it_is(at: int) -> None:
     assert str(shorter.candidate).startswith(f"byte {at} of {at}")
 
 
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+def inserted(table: str, key: int | str | tuple[object, ...], **columns: object) -> RowChange:
+    """A new row, which has its key in the column `id` unless that has several parts."""
+    if isinstance(key, tuple):
+        return RowChange(table, key, None, columns)
+    return RowChange(table, (key,), None, {"id": key, **columns})
+
+
+def updated(table: str, key: int, **columns: object) -> RowChange:
+    return RowChange(table, (key,), {"id": key}, {"id": key, **columns})
+
+
+def row_places(control: list[RowChange], candidate: list[RowChange], *ignore: str) -> list[str]:
+    return [difference.where for difference in compare_rows(control, candidate, ignore).differences]
+
+
+def test_rows_equal_themselves_in_any_order() -> None:
+    rows = [inserted("a", 1, name="x"), updated("a", 2, name="y"), RowChange("b", (3,), {"id": 3}, None)]
+    assert compare_rows(rows, rows[::-1]).matched
+    assert compare_rows([], []).matched
+
+
+@pytest.mark.parametrize(
+    ("control", "candidate", "expected"),
+    [
+        ([inserted("a", 1, name="x")], [inserted("a", 1, name="y")], ["rows.a[insert].name"]),
+        ([inserted("a", 1, name="x")], [inserted("a", 1)], ["rows.a[insert].name"]),
+        ([inserted("a", 1)], [], ["rows.a[insert]"]),
+        ([], [updated("a", 1, n=2)], ["rows.a[update]"]),
+        ([updated("a", 1, n=2)], [updated("a", 1, n=3)], ["rows.a[update].n"]),
+        ([updated("a", 1, n=2)], [updated("a", 2, n=2)], ["rows.a[update]", "rows.a[update]"]),
+        ([updated("a", 1, n=2)], [RowChange("a", (1,), {"n": 1}, None)], ["rows.a[delete]", "rows.a[update]"]),
+        ([RowChange("a", (1,), {"n": 1}, None)], [RowChange("a", (2,), {"n": 1}, None)], ["rows.a[delete]"] * 2),
+    ],
+)
+def test_a_row_that_differs_is_told_by_table_kind_and_column(
+    control: list[RowChange], candidate: list[RowChange], expected: list[str]
+) -> None:
+    assert expected == row_places(control, candidate)
+
+
+def test_the_number_of_a_new_row_may_differ_and_so_may_what_refers_to_it() -> None:
+    control = [inserted("artists", 7, name="x"), inserted("artists", 8, name="y"), inserted("videos", 1, artist_id=8)]
+    candidate = [inserted("artists", 8, name="x"), inserted("artists", 9, name="y"), inserted("videos", 5, artist_id=9)]
+    assert compare_rows(control, candidate).matched
+    wrong = [*candidate[:2], inserted("videos", 5, artist_id=10)]
+    assert ["rows.videos[insert].artist_id"] == row_places(control, wrong)
+    assert ["rows.artists[insert]"] == row_places(control, [candidate[0], candidate[2]])[:1]
+
+
+def test_a_key_that_means_something_may_not_differ() -> None:
+    control = [inserted("favorites", (1, 7), user_id=1, video_id=7)]
+    assert ["rows.favorites[insert].video_id"] == row_places(
+        control, [inserted("favorites", (1, 8), user_id=1, video_id=8)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "left"),
+    [
+        ("rows.a", ["rows.b[insert].at"]),
+        ("rows.*", []),
+        ("rows.*.at", ["rows.a[update].name"]),
+        ("rows.a.at", ["rows.a[update].name", "rows.b[insert].at"]),
+        ("rows.a[update].*", ["rows.b[insert].at"]),
+        ("rows.a[insert]", ["rows.a[update].at", "rows.a[update].name", "rows.b[insert].at"]),
+        ("rows.*[*].name", ["rows.a[update].at", "rows.b[insert].at"]),
+    ],
+)
+def test_patterns_of_rows(pattern: str, left: list[str]) -> None:
+    check_pattern(pattern)
+    control = [updated("a", 1, at=1, name="x"), inserted("b", 1, at=1)]
+    assert left == row_places(control, [updated("a", 1, at=2, name="y"), inserted("b", 1, at=2)], pattern)
+
+
 # --- patterns -----------------------------------------------------------------------------------------------------
 
 
@@ -302,7 +439,8 @@ def test_the_first_different_byte_is_found_wherever_it_is(at: int) -> None:
     "pattern",
     [
         "", "foo", "header", "header.", "cookie.", "cookie.sid.valeu", "$a", "$.", "$..", "$.a.", "$.a..", "$.a[",
-        "$.a[]", "$.a[-1]", "$.a[x]", "$.a['b']", '$["\\q"]', '$["a', "$.a b", "status.x", "body.x", " $.a",
+        "rows", "rows.", "rows.a[x]", "rows.a[insert].", "rows.a.b.c", "$.a[]", "$.a[-1]", "$.a[x]", "$.a['b']",
+        '$["\\q"]', '$["a', "$.a b", "status.x", "body.x", " $.a",
     ],
 )  # fmt: skip
 def test_a_pattern_that_means_nothing_is_refused_and_told_what_was_expected(pattern: str) -> None:
