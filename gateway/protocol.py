@@ -356,6 +356,7 @@ class GatewayProtocol(HttpToolsProtocol):
             "client": self.client,
             "server": self.server,
             "state": self.app_state.copy(),
+            "gateway.unsent": self.undelivered,  # type: ignore[typeddict-unknown-key]
         }
         if self.parser.should_upgrade():
             self.upgrading = "websocket" if self._is_websocket(version, method, fields) else "ignored"
@@ -544,6 +545,10 @@ class GatewayProtocol(HttpToolsProtocol):
         elif now - self.since >= limit:
             self._expire()
         self.unsent = unsent
+
+    def undelivered(self) -> int:
+        """Bytes of answers that the client has not taken yet. None are left when the connection is gone."""
+        return 0 if self.parser is None else self._unsent()
 
     def _unsent(self) -> int:
         """Bytes on their way to a slow reader. The kernel's part shows progress long before the transport's does."""
