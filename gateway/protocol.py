@@ -548,7 +548,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def undelivered(self) -> int:
         """Bytes of answers that the client has not taken yet. None are left when the connection is gone."""
-        return 0 if self.parser is None else self._unsent()
+        return 0 if self not in self.connections else self._unsent()
 
     def _unsent(self) -> int:
         """Bytes on their way to a slow reader. The kernel's part shows progress long before the transport's does."""
