@@ -5,7 +5,9 @@ GatewayError
 ├── FlagFileError     the flag file is wrong: file, line, key, what was expected
 ├── FlagConflict      an edit was based on a version that is no longer current
 ├── FlagsReadOnly     the flag file cannot be written here (a mounted ConfigMap, say)
+├── NotShared         of several hosts only this one knows: Redis does not answer
 ├── UnknownKey        no such route
+├── WrongValue        a value that is not what was expected
 ├── NotPorted         FastAPI answers nothing of a route that it is to serve
 ├── Blocked           the evidence does not allow a change that nobody forced
 └── RouteError        the two applications disagree about a route
@@ -39,6 +41,10 @@ class FlagsReadOnly(GatewayError):
     """Raised by an edit of a file that this process may not replace."""
 
 
+class NotShared(GatewayError):
+    """Raised when Redis does not answer. An edit that raises it says what is in force on this host nevertheless."""
+
+
 class RouteError(GatewayError):
     """Raised when a Flask endpoint and its FastAPI twin contradict each other."""
 
@@ -49,6 +55,14 @@ class UnknownKey(GatewayError):
     def __init__(self, key: str, nearest: str = "") -> None:
         self.key, self.nearest = key, nearest
         super().__init__(f"{key}: no such route" + (f"; did you mean {nearest!r}?" if nearest else ""))
+
+
+class WrongValue(GatewayError):
+    """Raised for a value that is out of range or of the wrong kind."""
+
+    def __init__(self, key: str, expected: str, value: object) -> None:
+        self.key, self.expected = key, expected
+        super().__init__(f"{key}: expected {expected}, not {value!r}")
 
 
 class NotPorted(GatewayError):

@@ -427,7 +427,9 @@ def _pairs(parts: Sequence[_Node]) -> Iterator[tuple[str, tuple[_Scalar, _Node]]
 class Change(Protocol):
     """One change of the flag file: what it means, and how it is written."""
 
-    action: ClassVar[str]  # what the audit trail calls it
+    @property
+    def action(self) -> str:
+        """What the audit trail calls it."""
 
     @property
     def key(self) -> str: ...
@@ -491,12 +493,29 @@ class SetShadow:
         return replace(flags, flags={**flags.flags, self.key: flag})
 
     def text(self, text: str) -> str:
-        document, names = _Document(text), ["routes", self.key]
-        shadow, flag = str(percent(self.shadow_bp)), document.find(names)
-        if isinstance(flag, _Scalar) and not flag.is_nothing:  # a word or a number: the weight
-            weight = percent(_WEIGHTS[flag.text]) if flag.text in _WEIGHTS else flag.text
-            return document.put(names, f"{{weight: {weight}, shadow: {shadow}}}")
-        return document.put([*names, "shadow"], shadow)
+        return _Document(text).put_beside(self.key, "shadow", str(percent(self.shadow_bp)))
+
+
+@dataclass(frozen=True, slots=True)
+class SetRollout:
+    """Let the weight of one route follow a plan of the same file."""
+
+    key: str
+    plan: str
+    action: ClassVar[str] = "rollout"
+
+    def value(self, flags: FlagSet) -> float | str:
+        return flags[self.key].rollout
+
+    def flags(self, flags: FlagSet) -> FlagSet:
+        if self.plan not in flags.rollouts:
+            message = f"no such rollout: {printable(self.plan)!r}{nearest(self.plan, flags.rollouts)}"
+            raise FlagFileError(message, key=printable(self.key))
+        flag = replace(flags[self.key], rollout=self.plan)
+        return replace(flags, flags={**flags.flags, self.key: flag})
+
+    def text(self, text: str) -> str:
+        return _Document(text).put_beside(self.key, "rollout", _name(self.plan))
 
 
 @dataclass(frozen=True, slots=True)
@@ -515,6 +534,49 @@ class SetOverride:
 
     def text(self, text: str) -> str:
         return _Document(text).put(["override"], self.word, after="version")
+
+
+def differences(old: FlagSet, new: FlagSet) -> Iterator[tuple[str, str, float | str, float | str]]:
+    """What differs: action and key as in the audit trail, before and after. Plans and rarer fields are just texts."""
+    if old.override != new.override:
+        switch = SetOverride("none")
+        yield switch.action, switch.key, switch.value(old), switch.value(new)
+    for key in sorted(old.flags.keys() | new.flags.keys()):
+        for change in (SetWeight(key, 0), SetShadow(key, 0)):
+            if change.value(old) != change.value(new):
+                yield change.action, key, change.value(old), change.value(new)
+        yield from _rest(
+            key, old[key], new[key], {n: f for n, (f, _) in _FLAG.items() if n not in ("weight", "shadow")}
+        )
+    for name in sorted(old.rollouts.keys() | new.rollouts.keys()):
+        plans = old.rollouts.get(name), new.rollouts.get(name)
+        yield from _rest(f"rollouts.{name}", *plans, {n: f for n, (f, _) in _ROLLOUT.items()})
+
+
+def _rest(
+    key: str, old: Flag | Rollout | None, new: Flag | Rollout | None, names: Mapping[str, str]
+) -> Iterator[tuple[str, str, str, str]]:
+    """What differs in fields that no program edits. `names`: key in the file -> field."""
+    changed = {n: f for n, f in names.items() if getattr(old, f, None) != getattr(new, f, None)}
+    if changed:
+        yield "file", key, _written(old, changed), _written(new, changed)
+
+
+def _written(values: Flag | Rollout | None, names: Mapping[str, str]) -> str:
+    if values is None:
+        return "none"
+    parts = {name: getattr(values, field) for name, field in names.items()}
+    return ", ".join(f"{name}: {_shown(value, names[name])}" for name, value in parts.items())
+
+
+def _shown(value: object, field: str) -> str:
+    if isinstance(value, frozenset):
+        value = tuple(sorted(value))
+    if isinstance(value, tuple):
+        return f"[{', '.join(_shown(item, field) for item in value)}]"
+    if isinstance(value, int) and field.endswith("_bp"):
+        return f"{percent(value)}%"
+    return str(value) or "none"
 
 
 class _Document:
@@ -544,6 +606,14 @@ class _Document:
                 return self._fill(parent, label, node, rest, value)
             parent = node
         raise AssertionError("no names")
+
+    def put_beside(self, key: str, name: str, value: str) -> str:
+        """The text with `name: value` in the flag of `key`; a flag that is only a word or a number was a weight."""
+        flag = self.find(["routes", key])
+        if isinstance(flag, _Scalar) and not flag.is_nothing:
+            weight = percent(_WEIGHTS[flag.text]) if flag.text in _WEIGHTS else flag.text
+            return self.put(["routes", key], f"{{weight: {weight}, {name}: {value}}}")
+        return self.put(["routes", key, name], value)
 
     def _add(self, parent: _Map, names: Sequence[str], value: str, after: str) -> str:
         """A new entry in a mapping that has some."""

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import app
+from gateway.control import PATHS
+from gateway.metrics import METRICS
 from gateway.model import Reason
 from gateway.settings import IdentitySettings, Settings
 
@@ -50,6 +52,21 @@ def test_every_command_is_in_the_reference() -> None:
     names = {command.name or command.callback.__name__ for command in app.registered_commands}
     listed = set(re.findall(r"^\| `gateway (\w+)", REFERENCE, re.MULTILINE))
     assert names == listed
+
+
+def test_every_path_of_the_control_api_and_its_methods_are_in_the_reference() -> None:
+    rows = re.findall(r"^\| (?:`(/_gateway/[^`]+)`)? ?\| ([A-Z]+) \|", REFERENCE, re.MULTILINE)
+    listed: dict[str, set[str]] = {}
+    path = ""
+    for named, method in rows:
+        path = named or path
+        listed.setdefault(path, set()).add(method)
+    assert {path.replace(":path}", "}"): set(methods) for path, methods in PATHS.items()} == listed
+
+
+def test_every_metric_and_its_type_are_in_the_reference() -> None:
+    listed = dict(re.findall(r"^\| `(gateway_\w+)` \| (\w+) \|", REFERENCE, re.MULTILINE))
+    assert {metric.name: metric.kind for metric in METRICS} == listed
 
 
 @pytest.mark.parametrize("reason", Reason)
