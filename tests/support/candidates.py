@@ -1,0 +1,167 @@
+"""A pair of applications whose port misbehaves in every way that there is, for tests of what replays it.
+
+Paths are relative to the working directory: what happened inside is appended to `events`.
+"""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from flask import Flask, Response, jsonify, request
+
+MIB = 1_048_576
+
+_numbers = count()
+
+
+def note(event: str) -> None:
+    with Path("events").open("a") as file:
+        file.write(f"{event}\n")
+
+
+def make_legacy() -> Flask:
+    app = Flask("candidates", static_folder=None)
+    names = ["same", "other", "clock", "raises", "exits", "dies", "forever", "deaf", "sleeps", "endless"]
+    for name in [*names, "huge", "memory", "leaks", "background", "subject", "task_exits"]:
+        app.add_url_rule(f"/{name}", name, lambda: jsonify(value=1))
+
+    @app.get("/hangs")
+    def hangs() -> Response:
+        if "wait" in request.args:
+            time.sleep(float(request.args["wait"]))
+        return jsonify(value=1)
+
+    @app.get("/stream")
+    def stream() -> Response:
+        def events() -> Iterator[bytes]:
+            yield b"data: 1\n\n"
+
+        return Response(events(), mimetype="text/event-stream")
+
+    @app.post("/write")
+    def write() -> Response:
+        return jsonify(value=len(request.get_data()))
+
+    @app.get("/large")
+    def large() -> Response:
+        return Response(b"x" * int(request.args["bytes"]), mimetype="application/octet-stream")
+
+    return app
+
+
+def make_port() -> FastAPI:  # noqa: C901
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        yield {"greeting": "hello"}
+
+    app = FastAPI(lifespan=lifespan)
+    kept: list[bytes] = []
+
+    @app.get("/same", name="same")
+    async def same(request: Request) -> dict[str, int]:
+        assert request.state.greeting == "hello"
+        assert request.scope["extensions"]["gateway"] == {"shadow": True}
+        return {"value": 1}
+
+    @app.get("/other", name="other")
+    async def other() -> dict[str, int]:
+        return {"value": 2}
+
+    @app.get("/clock", name="clock")
+    async def clock() -> dict[str, int]:
+        return {"value": next(_numbers)}
+
+    @app.get("/raises", name="raises")
+    async def raises() -> None:
+        raise LookupError("a secret")
+
+    @app.get("/exits", name="exits")
+    async def exits() -> None:
+        sys.exit(3)
+
+    @app.get("/task_exits", name="task_exits")
+    async def task_exits() -> None:
+        async def leave() -> None:
+            sys.exit(3)
+
+        await asyncio.create_task(leave())
+
+    @app.get("/dies", name="dies")
+    async def dies() -> None:
+        note(f"{os.getpid()} dies")
+        os._exit(1)
+
+    @app.get("/forever", name="forever")
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    @app.get("/deaf", name="deaf")
+    async def deaf() -> None:
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                note("deaf was told to stop")
+
+    @app.get("/sleeps", name="sleeps")
+    async def sleeps() -> None:
+        note(f"{os.getpid()} sleeps")
+        time.sleep(60)
+
+    @app.get("/endless", name="endless")
+    async def endless() -> StreamingResponse:
+        async def chunks() -> AsyncIterator[bytes]:
+            while True:
+                yield b"x" * 65_536
+                await asyncio.sleep(0)
+
+        return StreamingResponse(chunks(), media_type="application/json")
+
+    @app.get("/huge", name="huge")
+    async def huge() -> JSONResponse:
+        return JSONResponse("x" * 3 * MIB)
+
+    @app.get("/memory", name="memory")
+    async def memory() -> dict[str, int]:
+        return {"value": len(bytearray(1024 * MIB))}
+
+    @app.get("/leaks", name="leaks")
+    async def leaks() -> dict[str, int]:
+        kept.append(bytes(200 * MIB))
+        return {"value": 1}
+
+    @app.get("/background", name="background")
+    async def background() -> JSONResponse:
+        from starlette.background import BackgroundTask
+
+        async def fail() -> None:
+            raise LookupError
+
+        return JSONResponse({"value": 1}, background=BackgroundTask(fail))
+
+    @app.get("/hangs", name="hangs")
+    async def hangs() -> dict[str, int]:
+        return {"value": 1}
+
+    @app.get("/stream", name="stream")
+    async def stream() -> dict[str, int]:
+        return {"value": 1}
+
+    @app.get("/large", name="large")
+    async def large() -> dict[str, int]:
+        return {"value": 1}
+
+    @app.post("/write", name="write")
+    async def write() -> dict[str, int]:
+        note("written")
+        return {"value": 1}
+
+    return app
