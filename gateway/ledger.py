@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 from .latency import latency_bucket
 from .model import Backend
@@ -38,7 +39,8 @@ _BUCKETS = [f"b{n}" for n in range(len(BOUNDS_S) + 1)]
 _SUMS = ["count", "sum_s", *_BUCKETS]
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS workers (
-  host TEXT, pid INTEGER, started_at REAL, version TEXT, rejected TEXT, seen_at REAL, PRIMARY KEY (host, pid)
+  host TEXT, pid INTEGER, started_at REAL, version TEXT, rejected TEXT, seen_at REAL, dropped TEXT,
+  PRIMARY KEY (host, pid)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counters (
   key TEXT, backend TEXT, status INTEGER, {", ".join(_SUMS)}, PRIMARY KEY (key, backend, status)
@@ -55,8 +57,8 @@ ON CONFLICT DO UPDATE SET {", ".join(f"{name} = {name} + excluded.{name}" for na
 _ADD_FALLBACKS = "INSERT INTO fallbacks VALUES (?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count"
 _TRIAL = "SELECT count, errors, latencies FROM trials WHERE key = ? AND backend = ?"
 _PUT_TRIAL = "INSERT OR REPLACE INTO trials VALUES (?, ?, ?, ?, ?)"
-_WORKERS = "SELECT pid, host, version, rejected, started_at, seen_at FROM workers"
-_BEAT = "INSERT OR REPLACE INTO workers VALUES (?, ?, ?, ?, ?, ?)"
+_WORKERS = "SELECT pid, host, version, rejected, started_at, seen_at, dropped FROM workers"
+_BEAT = "INSERT OR REPLACE INTO workers VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Worker:
     rejected: str  # why it does not run what is on disk; empty: it does
     started_at: float  # seconds since the epoch, as is `seen_at`
     seen_at: float
+    dropped: Mapping[str, int] = field(default_factory=dict)  # instrument -> what it could not write
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,13 @@ def is_error(status: int) -> bool:
     return status >= 500 or status == 0
 
 
+class Instrument(Protocol):
+    """Something that rather loses a number than holds up a request."""
+
+    @property
+    def dropped(self) -> int: ...
+
+
 class Ledger:
     """Reads and, between `start` and `close`, writes `<state>/ledger.sqlite3`."""
 
@@ -115,6 +125,7 @@ class Ledger:
         self._fallen: dict[str, int] = {}
         self._tried: dict[tuple[str, str], _Tried] = {}  # key, backend
         self._running: tuple[str, str] | None = None  # flag version, why the file on disk is rejected
+        self._instruments: dict[str, Instrument] = {"ledger": self}
         self._started_at = time.time()
         self._wake, self._closed = threading.Event(), False
         self._thread = threading.Thread(target=self._write, name="gateway-ledger", daemon=True)
@@ -148,10 +159,14 @@ class Ledger:
         self._running = version, rejected
         self._wake.set()
 
+    def answer_for(self, **instruments: Instrument) -> None:
+        """Tell with every heartbeat what these have dropped, too."""
+        self._instruments |= instruments
+
     def workers(self) -> list[Worker]:
         """The live workers: heard of lately and, on this host, still running."""
         now, host = time.time(), socket.gethostname()
-        workers = [Worker(*row) for row in self._file.read(_WORKERS)]
+        workers = [Worker(*row, json.loads(dropped)) for *row, dropped in self._file.read(_WORKERS)]
         return [w for w in workers if now - w.seen_at < STALE_S and (w.host != host or _is_alive(w.pid))]
 
     def counters(self) -> list[Counter]:
@@ -227,7 +242,8 @@ class Ledger:
         if self._closed:
             connection.execute("DELETE FROM workers WHERE host = ? AND pid = ?", (host, pid))
         elif self._running:
-            connection.execute(_BEAT, (host, pid, self._started_at, *self._running, now))
+            dropped = json.dumps({name: instrument.dropped for name, instrument in self._instruments.items()})
+            connection.execute(_BEAT, (host, pid, self._started_at, *self._running, now, dropped))
 
 
 @dataclass(slots=True)

@@ -166,6 +166,9 @@ class Views:
             yield f"the panic switch is thrown: {flags.override.value}"
         for key in sorted(flags.held):
             yield f"{key} is held on legacy by the breaker of a worker"
+        for instrument, count in _dropped(workers).items():
+            if count:
+                yield f"{instrument}: {count} writes failed since the workers began"
         lagging = sum(worker.version != flags.version for worker in workers)
         if lagging:
             yield f"{lagging} of {len(workers)} workers run another version of the flags"
@@ -187,6 +190,7 @@ class Views:
             versions=[worker.version for worker in workers],
             rejecting=sum(bool(worker.rejected) for worker in workers),
             led=is_led(self._state),
+            dropped=_dropped(workers),
         )
 
 
@@ -257,7 +261,7 @@ def ramp_view(ramp: Ramp, plan: Rollout | None) -> View:
     step = ramp.step
     return {
         "name": ramp.name,
-        "keys": ramp.keys,
+        "keys": sorted(ramp.members),
         "plan": ramp.plan,
         "state": _ramp_state(ramp, steps),
         "weight": percent(ramp.weight_bp),
@@ -358,6 +362,14 @@ def published_routes(state: Path, workers: Iterable[Worker]) -> dict[str, Route]
         }
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _dropped(workers: Iterable[Worker]) -> dict[str, int]:
+    """What the instruments of the live workers could not write."""
+    total: Counter[str] = Counter()
+    for worker in workers:
+        total.update(worker.dropped)
+    return dict(total)
 
 
 def is_led(state: Path) -> bool:

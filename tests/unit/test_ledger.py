@@ -241,6 +241,15 @@ def test_what_a_locked_ledger_does_not_take_is_written_later(
         until(lambda: ledger.dropped)
         other.execute("ROLLBACK")
     until(lambda: [1] == [counter.count for counter in ledger.counters()])
+    until(lambda: ledger.workers()[0].dropped["ledger"])
+
+
+def test_a_worker_tells_what_its_other_instruments_have_dropped(tmp_path: Path, ledger: Ledger) -> None:
+    broken = Ledger(tmp_path / "elsewhere")
+    broken.dropped = 7
+    ledger.answer_for(journal=broken)
+    ledger.seen("v1")
+    until(lambda: [{"ledger": 0, "journal": 7}] == [worker.dropped for worker in ledger.workers()])
 
 
 def test_counting_costs_less_than_a_microsecond(tmp_path: Path) -> None:
