@@ -75,11 +75,14 @@ class Shadow:
 
     def submit(self, exchange: Exchange, unsent: Unsent = int) -> None:
         """Hand over an exchange as soon as `unsent()` is 0. Never blocks, never raises."""
+        left = unsent()
+        if left < 0:
+            return  # its client has left without the answer
         if self._full():
             self.skip(exchange.key, Outcome.SHED)
-        else:
-            self._put(exchange, unsent)
-            self._bell.set()
+            return
+        self._put(exchange, unsent if left else int)  # once delivered is delivered: many clients hang up then
+        self._bell.set()
 
     def _full(self) -> bool:
         most_bytes = _LARGE_ONES * self._settings.shadow_body_bytes

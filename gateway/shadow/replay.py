@@ -210,6 +210,8 @@ class Replayer:
         result = await contained(port, scope, exchange.body, exchange.rows, self._settings.shadow_timeout_s)
         if result.poisoned:
             self.end(RECYCLED, f"a write of {exchange.key} could not be stopped")
+        if result.timed_out:
+            raise TimeoutError
         if result.inconclusive:
             raise Inconclusive(result.inconclusive)
         return Run(await self._sides.settled(who, result.observation), result.rows)
