@@ -13,7 +13,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.app import Gateway
 from gateway.flags import FlagStore
 from gateway.identity import IdentityBridge
-from gateway.ledger import Ledger
 from gateway.routes import RouteTable
 from gateway.settings import IdentitySettings, Settings
 
@@ -52,7 +51,6 @@ def build(state: Path, side: str, *, identity: bool) -> tuple[Gateway, str]:
         routes=routes,
         flags=FlagStore(flags, routes.keys, state),
         identity=IdentityBridge(flask_app, settings, secrets.token_bytes(32)),
-        ledger=Ledger(state),
         legacy=empty,
         fastapi=empty,
     )

@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .control import Control
 from .flags import FlagStore
 from .identity import IdentityBridge, own_secret
-from .ledger import Ledger
+from .instruments import Instruments
 from .loading import load_pair
 from .model import Backend
 from .routes import RouteTable, hand_over
@@ -31,22 +33,23 @@ class Gateway:
         routes: RouteTable,
         flags: FlagStore,
         identity: IdentityBridge,
-        ledger: Ledger | None,
         legacy: ASGIApp,
         fastapi: ASGIApp | None,
+        instruments: Instruments | None = None,
     ) -> None:
-        self._flags, self._ledger, self._legacy = flags, ledger, legacy
+        self._flags, self._legacy, self._port = flags, legacy, fastapi
+        self._instruments = instruments
+        self._control = Control(settings, flags, routes.routes)
         self._parts = Parts(
+            settings=settings,
             routes=routes,
             flags=flags,
             identity=identity,
-            ledger=ledger,
             legacy=legacy,
             fastapi=fastapi or legacy,  # without a port no decision ever names it
-            port_timeout_s=settings.port_timeout_s,
-            served_by=settings.served_by,
+            secret=own_secret(settings),
+            instruments=instruments,
         )
-        self._port = fastapi
         self._hops = settings.trusted_hops
         self._watch: asyncio.Task[None] | None = None
 
@@ -57,7 +60,9 @@ class Gateway:
             return
         if self._hops:
             _believe_proxies(scope, self._hops)
-        if kind == "http":
+        if self._control.owns(scope):
+            await self._control(scope, receive, send)
+        elif kind == "http":
             await Turn(self._parts, scope, receive, send).run()
         else:
             await self._websocket(scope, receive, send)
@@ -88,19 +93,19 @@ class Gateway:
         await (self._port or _empty_lifespan)(scope, receive, between)
 
     def _start(self) -> None:
-        if ledger := self._ledger:
-            ledger.start()
-            self._flags.subscribe(lambda flags: ledger.seen(flags.version, self._flags.rejected))
-            ledger.seen(self._flags.current.version)
+        if self._instruments:
+            self._instruments.start()
         self._watch = asyncio.create_task(self._flags.watch())
 
     async def _stop(self) -> None:
         if self._watch:
             self._watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watch
         if isinstance(self._legacy, WsgiBackend):
             await self._legacy.drain(_LAST_S)
-        if self._ledger:
-            self._ledger.close()
+        if self._instruments:
+            await self._instruments.stop()
 
 
 async def _empty_lifespan(_scope: Scope, receive: Receive, send: Send) -> None:
@@ -137,9 +142,7 @@ def create_app() -> Gateway:
     settings = Settings.load()
     wsgi, flask_app, fastapi_app = load_pair(settings)
     routes = RouteTable(flask_app, fastapi_app)
-    state = settings.state_dir
-    ledger = Ledger(state)
-    flags = FlagStore(Path(settings.flags) if settings.flags else None, routes.keys, state)
+    flags = FlagStore(Path(settings.flags) if settings.flags else None, routes.keys, settings.state_dir)
     if settings.route_once and flask_app is not None:
         hand_over(flask_app)
     build = a2wsgi_backend if settings.bridge == "a2wsgi" else WsgiBackend
@@ -148,7 +151,7 @@ def create_app() -> Gateway:
         routes=routes,
         flags=flags,
         identity=IdentityBridge(flask_app, settings, own_secret(settings)),
-        ledger=ledger,
         legacy=build(wsgi, settings, multiprocess=settings.workers > 1),
         fastapi=fastapi_app,
+        instruments=Instruments(settings, flags) if settings.ledger else None,
     )

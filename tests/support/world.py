@@ -18,7 +18,6 @@ import legacy_flask
 from gateway.app import Gateway
 from gateway.flags import FlagStore
 from gateway.identity import IdentityBridge
-from gateway.ledger import Ledger
 from gateway.model import Backend, FlagSet, Observation
 from gateway.routes import RouteTable, hand_over
 from gateway.settings import Settings
@@ -123,7 +122,6 @@ def _compose(flask_app: Flask, port: FastAPI, state: Path) -> tuple[Gateway, Fla
         routes=routes,
         flags=flags,
         identity=IdentityBridge(flask_app, settings, secrets.token_bytes(32)),
-        ledger=Ledger(state),
         legacy=WsgiBackend(flask_app, settings, multiprocess=False),
         fastapi=port,
     )

@@ -17,6 +17,7 @@ from gateway.app import Gateway
 from gateway.errors import ConfigError
 from gateway.flags import FlagStore
 from gateway.identity import IdentityBridge
+from gateway.instruments import Instruments
 from gateway.ledger import Ledger
 from gateway.loading import load_app, load_pair
 from gateway.routes import RouteTable
@@ -126,22 +127,23 @@ def explode() -> None:
 
 @asynccontextmanager
 async def running(
-    tmp_path: Path, flags: str = "override: fastapi", port: FastAPI | None = None, **settings: object
+    tmp_path: Path, said: str = "override: fastapi", port: FastAPI | None = None, **settings: object
 ) -> AsyncIterator[Gateway]:
     legacy = make_legacy()
     fastapi = port or make_port()
     file = tmp_path / "flags.yaml"
-    file.write_text(f"version: 1\n{flags}\n")
+    file.write_text(f"version: 1\n{said}\n")
     config = Settings(threads=2, state=str(tmp_path), **settings)  # type: ignore[arg-type]
     routes = RouteTable(legacy, fastapi)
+    flags = FlagStore(file, routes.keys, tmp_path)
     gateway = Gateway(
         config,
         routes=routes,
-        flags=FlagStore(file, routes.keys, tmp_path),
+        flags=flags,
         identity=IdentityBridge(legacy, config, b"s" * 32),
-        ledger=Ledger(tmp_path),
         legacy=WsgiBackend(legacy, config, multiprocess=False),
         fastapi=fastapi,
+        instruments=Instruments(config, flags),
     )
     gateway.calls = legacy.config["CALLS"]  # type: ignore[attr-defined]
     gateway.counters = partial(counters, tmp_path)  # type: ignore[attr-defined]
@@ -359,7 +361,6 @@ async def test_a_port_that_cannot_start_says_so_in_one_line(tmp_path: Path) -> N
         routes=routes,
         flags=FlagStore(None, routes.keys, tmp_path),
         identity=IdentityBridge(legacy, config, b"s" * 32),
-        ledger=Ledger(tmp_path),
         legacy=WsgiBackend(legacy, config, multiprocess=False),
         fastapi=port,
     )
