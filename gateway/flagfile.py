@@ -536,18 +536,19 @@ class SetOverride:
         return _Document(text).put(["override"], self.word, after="version")
 
 
+_BY_PROGRAMS = ("weight", "shadow", "rollout")
+
+
 def differences(old: FlagSet, new: FlagSet) -> Iterator[tuple[str, str, float | str, float | str]]:
     """What differs: action and key as in the audit trail, before and after. Plans and rarer fields are just texts."""
     if old.override != new.override:
         switch = SetOverride("none")
         yield switch.action, switch.key, switch.value(old), switch.value(new)
     for key in sorted(old.flags.keys() | new.flags.keys()):
-        for change in (SetWeight(key, 0), SetShadow(key, 0)):
+        for change in (SetWeight(key, 0), SetShadow(key, 0), SetRollout(key, "")):
             if change.value(old) != change.value(new):
                 yield change.action, key, change.value(old), change.value(new)
-        yield from _rest(
-            key, old[key], new[key], {n: f for n, (f, _) in _FLAG.items() if n not in ("weight", "shadow")}
-        )
+        yield from _rest(key, old[key], new[key], {n: f for n, (f, _) in _FLAG.items() if n not in _BY_PROGRAMS})
     for name in sorted(old.rollouts.keys() | new.rollouts.keys()):
         plans = old.rollouts.get(name), new.rollouts.get(name)
         yield from _rest(f"rollouts.{name}", *plans, {n: f for n, (f, _) in _ROLLOUT.items()})

@@ -9,42 +9,47 @@ import asyncio
 import fcntl
 import logging
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from stat import S_IMODE, S_ISREG
 from typing import Any
 
 import watchfiles
 
-from .audit import Event, appending, read_audit
-from .errors import FlagConflict, FlagFileError, FlagsReadOnly, GatewayError
+from .audit import Audit, Event, Trail, utc_now
+from .errors import FlagConflict, FlagFileError, FlagsReadOnly, GatewayError, NotShared, UnknownKey
 from .flagfile import (
     OVERRIDES,
     PERCENT,
     Change,
     SetOverride,
+    SetRollout,
     SetShadow,
     SetWeight,
     basis_points,
+    differences,
     edit,
-    no_such_route,
     parse_flags,
     percent,
     printable,
     version_of,
 )
-from .model import FlagSet
+from .hosts import Copy, Course, Hosts, Overtaken, Revision, course
+from .model import Backend, FlagSet
 
 MAX_FILE_BYTES = 1_048_576
 POLL_S = 0.5  # between looks at the file, should the file watch be blind (NFS, a swapped symlink)
 REREAD_S = 10.0  # between looks at the content, should time and size lie
 SETTLE_S = 0.05  # how long a file that is rewritten in place must stand still
-LOCK_WAIT_S = 10.0
+LOCK_WAIT_S = 10.0  # of an edit
+FOLLOW_WAIT_S = 1.0  # of a worker that follows the other hosts
+OVERTAKEN_S = 1.5  # how long an edit tries again that other hosts come before
 
 log = logging.getLogger(__name__)
 
@@ -64,27 +69,52 @@ class FlagStore:
     """Keeps the flags in force, follows the file, and edits it for programs.
 
     Reads `path` at once; raises FlagFileError for whatever is wrong with it. Without a path everything is legacy.
+    With `hosts` the file is this host's copy of what all hosts share.
     """
 
-    def __init__(self, path: Path | None, known: Collection[str] | None, state: Path) -> None:
-        self._path, self._known, self._audit = path, known, state / "audit.jsonl"
+    def __init__(
+        self, path: Path | None, known: Collection[str] | None, state: Path, hosts: Hosts | None = None
+    ) -> None:
+        self._path, self._known, self._audit = path, known, Audit(state)
+        self._hosts = hosts if path else None
         self._mutex = threading.Lock()  # between the watch and edits of this process
         self._swap = threading.Lock()  # for what is in force: never held while waiting for anything
         self._holds: dict[str, Hold] = {}
         self._subscribers: list[Callable[[FlagSet], None]] = []
-        self._seen = _signature(path) if path else None
-        self.rejected = ""  # why the file on disk is not in force; empty: it is
-        self.current = parse_flags(_read(path), known, str(path)) if path else FlagSet()
-        self._judged = self.current.version  # of the last text that was read, good or bad
+        self._seen: _Signature | None = None
+        self._judged = ""  # version of the last text that was read, good or bad
+        self._first = ""  # the version at the start: what was before the first event of the trail
+        self._unrecorded = True  # somebody may have edited the file without telling
+        self.current, self.rejected = FlagSet(), ""  # why the file on disk is not in force; empty: it is
+        self.refused = ""  # which edit of this host's file lost against those of other hosts; empty: none lately
+        if path:
+            self._open(path)
+        self._first = self.current.version
+
+    def _open(self, path: Path) -> None:
+        try:
+            self.follow()
+        except NotShared as error:
+            log.error("flags: %s; starting with what %s says", error, path)  # noqa: TRY400
+        if not self.current.version:
+            self._seen, self.current = _signature(path), parse_flags(_read(path), self._known, str(path))
+            self._judged = self.current.version
 
     def subscribe(self, callback: Callable[[FlagSet], None]) -> None:
         """Call `callback` after each change of `current` or `rejected`, in the thread that made it."""
         self._subscribers.append(callback)
 
+    @property
+    def trouble(self) -> list[str]:
+        """What somebody should look at: a file that is not in force, an edit that was refused, hosts out of reach."""
+        return [
+            reason for reason in (self.rejected, self.refused, self._hosts.trouble if self._hosts else "") if reason
+        ]
+
     def set_weight(self, key: str, percent: object, *, by: str, why: str = "", if_version: str = "") -> Event:
         """Let FastAPI serve `percent` (a number or its digits) of the subjects of one route."""
         if self._known is not None and key not in self._known:
-            raise FlagFileError(no_such_route(key, self._known), key=printable(key))
+            raise UnknownKey(printable(key), *get_close_matches(key[:200], self._known, 1))
         weight_bp = basis_points(str(percent))
         if weight_bp is None:
             raise FlagFileError(f"expected {PERCENT}, not {str(percent)!r}", key=printable(key))
@@ -100,14 +130,12 @@ class FlagStore:
         """Put back what an event changed. Raises FlagConflict if it was changed again since, unless forced."""
         event = next((event for event in self.audit() if str(event.id) == str(event_id)), None)
         if event is None:
-            raise GatewayError(f"no event {str(event_id)!r} in {self._audit}")
-        why = why or f"undo {event.id}"
-        undone = None if force else event
-        return self.edit(_reverse(event), by=by, why=why, undone=undone)
+            raise GatewayError(f"no event {str(event_id)!r} in the audit trail")
+        return self.edit(_Undo(event, _reverse(event), force), by=by, why=why or f"undo {event.id}")
 
     def audit(self) -> list[Event]:
-        """Every edit made by a program, newest last."""
-        return read_audit(self._audit)
+        """Everything that was done to the flags, newest last."""
+        return self._audit.events()
 
     def edit(
         self,
@@ -116,34 +144,30 @@ class FlagStore:
         by: str,
         why: str = "",
         if_version: str = "",
-        undone: Event | None = None,
         evidence: Mapping[str, Any] | None = None,
+        fence: int = 0,
     ) -> Event:
         """Make one change to the file, and leave every other character of it as it is.
 
         Under a lock: read, check, change, parse the result, replace in one step, write the audit line. Raises
-        FlagFileError for a file that is wrong already, FlagConflict when the file is not at `if_version` or not
-        where `undone` left it, FlagsReadOnly where it cannot be replaced. After an error nothing has changed.
-        Waits for locks and disks: an event loop calls it in a thread.
+        FlagFileError for a file that is wrong already, FlagConflict when the file is not at `if_version` or the leader
+        with the token `fence` leads no longer, FlagsReadOnly where it cannot be replaced: then nothing has changed.
+        Raises NotShared, with several hosts, for a change that is in force on this host alone; with `fence`, for one
+        that is not made at all. Waits for locks, disks and Redis: an event loop calls it in a thread.
         """
         if self._path is None:
             raise FlagsReadOnly("no flag file is configured: give --flags FILE, or flags in [tool.gateway]")
-        with self._mutex:
-            with _file_errors(self._path), _locked(self._path.resolve().parent):
-                text = _read(self._path)
-                old = parse_flags(text, self._known, str(self._path))
-                _check_unchanged(change, old, if_version, undone)
-                new = change.flags(old)
-                if new != old:
-                    text, new = edit(text, change, self._known, str(self._path))
-                event = replace(_describe(change, old, new, by, why), evidence=evidence or {})
-                if new != old:
-                    with appending(self._audit) as append:
-                        _replace_file(self._path.resolve(), text.encode())
-                        event = append(event)
-                self._seen, self._judged = _signature(self._path), new.version
-            self._accept(new)
-        return event
+        wanted = _Wanted(change, printable(by), printable(why), if_version, evidence or {}, fence)
+        turn = self._hosts.turn() if self._hosts else nullcontext()
+        with self._mutex, _file_errors(self._path), _locked(self._path.resolve().parent), turn:
+            give_up_at = time.monotonic() + OVERTAKEN_S
+            while True:
+                try:
+                    return self._edit(self._path, wanted)
+                except Overtaken:
+                    if time.monotonic() > give_up_at:
+                        raise
+                    time.sleep(random.uniform(0, 0.02))  # noqa: S311  # others are in a hurry, too
 
     def hold(self, key: str, why: str, evidence: Mapping[str, Any]) -> None:
         """Keep `key` on legacy in this worker, at once, until an accepted version of the file changes its weight.
@@ -154,7 +178,7 @@ class FlagStore:
         with self._swap:
             if key in self._holds:
                 return
-            hold = Hold(key, self.current[key].weight_bp, _now(), printable(why), evidence)
+            hold = Hold(key, self.current[key].weight_bp, utc_now(), printable(why), evidence)
             self._holds[key] = hold
             self.current = replace(self.current, held=frozenset(self._holds))
         log.error("flags: %s is held on legacy in this worker: %s", key, hold.why)
@@ -170,6 +194,9 @@ class FlagStore:
         """Follow the file until cancelled. A file watch sees a change within tens of ms, polling what it misses."""
         if self._path is None:
             return
+        if self._hosts:
+            self._hosts.start(self.follow)
+            self._hosts.seen(self.current.version, self.rejected)
         loop, changed, stop = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
         watcher = threading.Thread(
             target=_watch_directory,
@@ -191,9 +218,13 @@ class FlagStore:
                         await asyncio.to_thread(self.look)
                     except Exception:
                         log.exception("flags: %s: a look at it failed", self._path)
+                if self._unrecorded:
+                    await asyncio.to_thread(self.record)
         finally:
             stop.set()
             watcher.join(1)  # it must be out of the watch, which is foreign code, when the interpreter ends
+            if self._hosts:
+                self._hosts.close()
 
     def look(self) -> None:
         """Put the file in force if it is new and right; otherwise keep what is in force and raise the alarm."""
@@ -206,8 +237,27 @@ class FlagStore:
                 self._judged = version_of(text)
                 if self._judged != judged:
                     self._accept(parse_flags(text, self._known, str(self._path)))
+                    self._unrecorded = True
+                    if self._hosts:
+                        self._hosts.stir()
             except FlagFileError as error:
                 self._reject(str(error))
+
+    def record(self) -> None:
+        """Write down what a person has done to the file, once per host; later, while somebody else edits it."""
+        if self._path is None:
+            return
+        try:
+            with _file_errors(self._path), _locked(self._path.resolve().parent, wait_s=0):
+                text = _read(self._path)
+                flags = parse_flags(text, self._known, str(self._path))
+                with self._audit.writing(urgent=True) as trail:
+                    self._record_person(trail, text, flags)
+            self._unrecorded = False
+        except FlagFileError:
+            self._unrecorded = False  # the next good file has its own turn
+        except GatewayError as error:
+            log.debug("flags: %s", error)
 
     def _settled_text(self, path: Path) -> str:
         """The content of a file that does not change while it is read, unless it never stops changing."""
@@ -226,7 +276,8 @@ class FlagStore:
             return
         with self._swap:
             self._holds = {key: hold for key, hold in self._holds.items() if flags[key].weight_bp == hold.weight_bp}
-            self.current, self.rejected = replace(flags, held=frozenset(self._holds)), ""
+            self.current = replace(flags, held=frozenset(self._holds))
+            self.rejected = self.refused = ""
         log.info("flags: version %s is in force", flags.version)
         self._tell()
 
@@ -237,55 +288,282 @@ class FlagStore:
         log.error("flags: %s; version %s stays in force", reason, self.current.version)
         self._tell()
 
+    # --- one edit
+
+    def _edit(self, path: Path, wanted: "_Wanted") -> Event:
+        """Make the change. The file is locked."""
+        alone = self._catch_up(wanted.fence)
+        text = _read(path)
+        old = parse_flags(text, self._known, str(path))
+        new = wanted.checked(old)
+        event = wanted.event(old, new)
+        if new == old:
+            self._accept(old)
+            return event
+        edited, new = edit(text, wanted.change, self._known, str(path))
+        event = replace(event, version=new.version)
+        with self._audit.writing(urgent=_is_way_back(wanted.change.key, old, new)) as trail:
+            self._record_person(trail, text, old)
+            if self._hosts and not alone:
+                alone = self._publish(self._hosts, edited, event, wanted.fence)
+            self._audit.with_room(lambda: _replace_file(path.resolve(), edited.encode()))
+            event = trail.append(event)
+        if self._hosts and not alone:
+            self._hosts.keep(Copy(self._hosts.copy.number + 1, new.version))
+        self._has_written(path, edited, new)
+        if alone:
+            raise NotShared(
+                f"{event.key} is {event.after} on this host alone, with version {event.version}: {alone}; the other "
+                f"hosts follow when Redis is back, unless the flags are changed there before"
+            )
+        return event
+
+    def _has_written(self, path: Path, text: str, flags: FlagSet) -> None:
+        self._audit.keep_version(flags.version, text)
+        self._seen, self._judged = _signature(path), flags.version
+        self._accept(flags)
+
+    def _record_person(self, trail: Trail, text: str, flags: FlagSet) -> None:
+        """If the trail does not end where the file is, somebody has edited it without telling. The file is locked."""
+        self._audit.keep_version(flags.version, text)
+        before = trail.version or self._first or flags.version
+        if before != flags.version:
+            for event in self._unsigned(before, flags, by="file"):
+                trail.append(event)
+
+    def _unsigned(self, before: str, flags: FlagSet, by: str, why: str = "") -> Iterator[Event]:
+        """Events for all that differs between a version and `flags`, nobody knows through whom."""
+        draft = Event(0, utc_now(), by, why, "", before, flags.version, before, flags.version, action="file")
+        text = self._audit.text_of(before)
+        if text is None:
+            yield replace(draft, why=why or f"what version {before} said is not known")
+            return
+        changes = list(differences(parse_flags(text, None), flags))
+        if not changes:
+            yield replace(draft, why=why or "comments and spaces only")
+        for action, key, was, now in changes:
+            yield replace(draft, action=action, key=key, before=was, after=now)
+
     def _record_hold(self, hold: Hold, version: str) -> None:
-        """Hold or no hold, requests are served: an audit that cannot be written costs a line in the log."""
-        before = percent(hold.weight_bp)
-        event = Event(0, hold.at, "breaker", hold.why, hold.key, before, "held", version, version, hold.evidence)
+        weight, why, evidence = percent(hold.weight_bp), hold.why, hold.evidence
+        event = Event(0, hold.at, "breaker", why, hold.key, weight, "held", version, "", evidence, action="hold")
+        self._audit.append(event, urgent=True)
+
+    # --- several hosts
+
+    def follow(self) -> None:
+        """Bring this host's file together with what all hosts share. Raises NotShared if nobody knows what that is."""
+        path, hosts = self._path, self._hosts
+        if path is None or hosts is None:
+            return
+        with self._mutex:
+            try:
+                with _file_errors(path), _locked(path.resolve().parent, FOLLOW_WAIT_S):
+                    self._meet(path, hosts)
+            except NotShared:
+                raise
+            except Overtaken:
+                log.debug("flags: another host was faster: its news is on the way")
+            except GatewayError as error:
+                self._reject(str(error))
+
+    def _catch_up(self, fence: int) -> str:
+        """Before an edit: what the other hosts have done, first. Why that is not known; empty: it is, and was done."""
+        if self._path is None or self._hosts is None:
+            return ""
         try:
-            with appending(self._audit) as append:
-                append(event)
-        except OSError as error:
-            log.warning("flags: %s: the hold of %s is not recorded: %s", self._audit, hold.key, error.strerror)
+            self._meet(self._path, self._hosts)
+        except NotShared as error:
+            if fence:
+                raise
+            return str(error)
+        return ""
+
+    def _meet(self, path: Path, hosts: Hosts) -> None:
+        shared = hosts.fetch()
+        try:
+            text = _read(path)
+        except FlagFileError:
+            text = ""
+        way = course(version_of(text), hosts.copy, shared)
+        if shared is None or way is Course.PUBLISH:
+            self._publish_file(path, hosts, shared)
+        elif way is Course.KEEP:
+            hosts.keep(Copy(shared.number, shared.version))
+            self._put_in_force(path, text)
+        else:
+            self._take(path, hosts, shared, text, refused=way is Course.REFUSE)
+
+    def _put_in_force(self, path: Path, text: str) -> None:
+        if version_of(text) != self.current.version or self.rejected:
+            self._seen, self._judged = _signature(path), version_of(text)
+            self._accept(parse_flags(text, self._known, str(path)))
+
+    def _publish_file(self, path: Path, hosts: Hosts, shared: Revision | None) -> None:
+        """Share what a person has written into the file, and what was done here while Redis was away."""
+        text = _read(path)
+        flags = parse_flags(text, self._known, str(path))
+        with self._audit.writing(urgent=True) as trail:
+            self._record_person(trail, text, flags)
+        number, before = (shared.number, shared.version) if shared else (0, "")
+        events = _since(self.audit(), before)
+        fresh = 1 + max(number, hosts.copy.number)
+        hosts.publish(Revision(fresh, flags.version, text, before, events, hosts.host), number)
+        hosts.keep(Copy(fresh, flags.version))
+        self._put_in_force(path, text)
+
+    def _publish(self, hosts: Hosts, text: str, event: Event, fence: int) -> str:
+        """Share an edit before it is made. Why it could not be; empty: it is shared."""
+        number = hosts.copy.number
+        revision = Revision(number + 1, event.version, text, event.version_before, (event,), hosts.host)
+        try:
+            hosts.publish(revision, number, fence)
+        except NotShared as error:
+            if fence:
+                raise
+            return str(error)
+        return ""
+
+    def _take(self, path: Path, hosts: Hosts, shared: Revision, text: str, *, refused: bool) -> None:
+        """Make the revision this host's file. What was edited here on the basis of an older one is kept, and said."""
+        flags = parse_flags(shared.text, self._known, f"revision {shared.number} of {shared.host}")
+        own = version_of(text)
+        refusal = ""
+        if text:
+            self._audit.keep_version(own, text)
+        with self._audit.writing(urgent=True) as trail:
+            try:
+                _replace_file(path.resolve(), shared.text.encode())
+            except OSError:  # a file that cannot be replaced keeps no host from following
+                self._seen, self._judged = _signature(path), own
+                self._accept(flags)
+                raise
+            for event in self._arrived(trail.version or own, shared, flags):
+                trail.append(event)
+            if refused:
+                refusal = _refusal(own, hosts.copy, shared)
+                draft = Event(0, utc_now(), "file", refusal, "", own, shared.version, shared.version, shared.version)
+                trail.append(replace(draft, action="refused"))
+        hosts.keep(Copy(shared.number, shared.version))
+        self._has_written(path, shared.text, flags)
+        if refusal:
+            self.refused = refusal
+            log.error("flags: %s: %s", path, refusal)
+
+    def _arrived(self, before: str, shared: Revision, flags: FlagSet) -> Iterator[Event]:
+        """What this host's trail says about a revision made elsewhere; about several at once, only the sum is known."""
+        if before == shared.before:
+            for event in shared.events:
+                yield replace(event, by=event.by if "@" in event.by else f"{event.by}@{shared.host}")
+        elif before != shared.version:
+            yield from self._unsigned(before, flags, f"hosts@{shared.host}", f"revision {shared.number}")
 
     def _tell(self) -> None:
+        if self._hosts:
+            self._hosts.seen(self.current.version, self.rejected)
         for callback in self._subscribers:
             callback(self.current)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An edit that somebody asked for."""
+
+    change: Change
+    by: str
+    why: str
+    if_version: str
+    evidence: Mapping[str, Any]
+    fence: int
+
+    def checked(self, flags: FlagSet) -> FlagSet:
+        """What shall be in force afterwards."""
+        if self.if_version and self.if_version != flags.version:
+            raise FlagConflict(f"the flag file is at version {flags.version}, not at {printable(self.if_version)}")
+        return self.change.flags(flags)
+
+    def event(self, old: FlagSet, new: FlagSet) -> Event:
+        return Event(
+            id=0,
+            at=utc_now(),
+            by=self.by,
+            why=self.why,
+            key=self.change.key,
+            before=self.change.value(old),
+            after=self.change.value(new),
+            version_before=old.version,
+            version=new.version,
+            evidence=self.evidence,
+            action=self.change.action,
+        )
 
 
-def _describe(change: Change, old: FlagSet, new: FlagSet, by: str, why: str) -> Event:
-    return Event(
-        id=0,
-        at=_now(),
-        by=printable(by),
-        why=printable(why),
-        key=change.key,
-        before=change.value(old),
-        after=change.value(new),
-        version_before=old.version,
-        version=new.version,
-        action=change.action,
-    )
+@dataclass(frozen=True, slots=True)
+class _Undo:
+    """A change that puts back what an event changed, if that is still so."""
+
+    event: Event
+    change: Change
+    force: bool
+
+    @property
+    def key(self) -> str:
+        return self.change.key
+
+    @property
+    def action(self) -> str:
+        return self.change.action
+
+    def value(self, flags: FlagSet) -> float | str:
+        return self.change.value(flags)
+
+    def flags(self, flags: FlagSet) -> FlagSet:
+        now = self.value(flags)
+        if now != self.event.after and not self.force:
+            raise FlagConflict(f"{self.key} is {now} by now; event {self.event.id} had made it {self.event.after}")
+        return self.change.flags(flags)
+
+    def text(self, text: str) -> str:
+        return self.change.text(text)
 
 
 def _reverse(event: Event) -> Change:
-    if event.before in OVERRIDES:
+    """What puts back what an event changed. Old events do not say which kind of change they are."""
+    share_bp = basis_points(str(event.before))
+    if event.action in ("", "override") and event.before in OVERRIDES:
         return SetOverride(str(event.before))
-    weight_bp = basis_points(str(event.before))
-    if weight_bp is None:
-        raise GatewayError(f"event {event.id} does not say what was before")
-    return SetShadow(event.key, weight_bp) if event.action == SetShadow.action else SetWeight(event.key, weight_bp)
+    if event.action == "shadow" and share_bp is not None:
+        return SetShadow(event.key, share_bp)
+    if event.action == "rollout" and event.before:
+        return SetRollout(event.key, str(event.before))
+    if event.action in ("", "weight") and share_bp is not None:
+        return SetWeight(event.key, share_bp)
+    kept = f"; the file as it was before is versions/{event.version_before}.yaml" if event.action == "file" else ""
+    raise GatewayError(f"event {event.id} is nothing that can be put back{kept}")
 
 
-def _check_unchanged(change: Change, flags: FlagSet, if_version: str, undone: Event | None) -> None:
-    if if_version and if_version != flags.version:
-        raise FlagConflict(f"the flag file is at version {flags.version}, not at {printable(if_version)}")
-    if undone and change.value(flags) != undone.after:
-        now = change.value(flags)
-        raise FlagConflict(f"{undone.key} is {now} by now; event {undone.id} had made it {undone.after}")
+def _is_way_back(key: str, old: FlagSet, new: FlagSet) -> bool:
+    """Whether a change brings requests back to legacy: that must be possible even where nothing can be recorded."""
+    return new[key].weight_bp < old[key].weight_bp or (new.override is Backend.LEGACY and new.override != old.override)
+
+
+def _since(events: list[Event], before: str) -> tuple[Event, ...]:
+    """What was done since the version `before`, if the trail knows."""
+    found: list[Event] = []
+    for event in reversed([event for event in events if event.version]):
+        if event.version == before:
+            return tuple(found[::-1])
+        found.append(event)
+    first = [event for event in found if event.version_before == before]
+    return tuple(found[::-1]) if first and first[-1] is found[-1] else ()
+
+
+def _refusal(own: str, copy: Copy, shared: Revision) -> str:
+    by = f", by {shared.events[-1].by}" if shared.events else ""
+    return (
+        f"version {own} was made from {f'revision {copy.number}' if copy.number else 'no revision'} and is refused: "
+        f"revision {shared.number} is in force, version {shared.version}{by}; the other is kept in versions/{own}.yaml"
+    )
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
@@ -376,18 +654,19 @@ def _file_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def _locked(directory: Path, wait_s: float | None = None) -> Iterator[None]:
     """The lock of all writers of a flag file is its directory: no litter, and no two writers with different locks."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        deadline = time.monotonic() + LOCK_WAIT_S
+        wait_s = LOCK_WAIT_S if wait_s is None else wait_s
+        deadline = time.monotonic() + wait_s
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise FlagConflict(f"another program has locked {directory} for {LOCK_WAIT_S:g} s") from None
+                    raise FlagConflict(f"another program has locked {directory} for {wait_s:g} s") from None
                 time.sleep(0.002)
         yield
     finally:

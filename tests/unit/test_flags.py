@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict
 from itertools import pairwise
 from multiprocessing import Pipe, get_context
@@ -14,14 +14,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
+from typing import Any
 
 import pytest
 
 from gateway import flags
-from gateway.audit import Event, read_audit
-from gateway.errors import FlagConflict, FlagFileError, FlagsReadOnly, GatewayError
-from gateway.flagfile import SetShadow
-from gateway.flags import FlagStore
+from gateway.audit import UNRECORDED, Audit, Event, read_audit
+from gateway.errors import FlagConflict, FlagFileError, FlagsReadOnly, GatewayError, UnknownKey
+from gateway.flagfile import SetShadow, version_of
+from gateway.flags import FlagStore, version_on_disk
 from gateway.model import Backend, FlagSet
 from tests.support.processes import wait_until
 
@@ -355,7 +356,7 @@ def test_a_weight_out_of_range_is_refused_before_anything_is_touched(file: Path,
 
 def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("version: 1\n")
-    with pytest.raises(FlagFileError, match=r"videos\.lits: no such route; did you mean 'videos\.list'\?"):
+    with pytest.raises(UnknownKey, match=r"videos\.lits: no such route; did you mean 'videos\.list'\?"):
         FlagStore(tmp_path / "f", {"videos.list"}, tmp_path).set_weight("videos.lits", 5, by="me")
 
 
@@ -425,6 +426,20 @@ def test_undo_of_what_was_changed_again_needs_force(file: Path) -> None:
     assert 25 == store.undo(1, by="me", force=True).after
 
 
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        ({"action": "hold", "key": "a", "before": 25, "after": "held"}, "event 1 is nothing that can be put back$"),
+        ({"action": "file", "key": "a", "before": "pins: []", "after": "pins: [x]"}, r"is versions/0123456789ab\.yaml"),
+    ],
+)
+def test_what_no_program_can_put_back_is_refused(file: Path, event: dict[str, Any], reason: str) -> None:
+    at = {"id": 0, "at": "2026-01-01T00:00:00.000+00:00", "by": "me", "why": ""}
+    Audit(file.parent / "state").append(Event(**at, **event, version_before="0123456789ab", version=""))
+    with pytest.raises(GatewayError, match=reason):
+        keep(file).undo(1, by="me", force=True)
+
+
 def test_undo_of_an_event_that_never_was_is_refused(file: Path) -> None:
     with pytest.raises(GatewayError, match="no event '7'"):
         keep(file).undo(7, by="me")
@@ -474,6 +489,111 @@ def test_where_it_may_not_write_it_says_so_and_changes_nothing(closed: str) -> N
         file.parent.chmod(0o755)
 
 
+def test_the_way_back_to_legacy_is_open_even_where_nothing_can_be_recorded(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = keep(file)
+    (file.parent / "state").write_text("no directory")
+    with pytest.raises(FlagsReadOnly):
+        store.set_weight("a", 30, by="me")
+    assert UNRECORDED == store.set_weight("a", 5, by="me").id
+    assert UNRECORDED == store.set_override("legacy", by="me").id
+    assert (5, Backend.LEGACY) == (weight(keep(file)), keep(file).current.override)
+    assert "not recorded" in caplog.text
+
+
+# --- what people do with an editor --------------------------------------------------------------------------------
+
+
+GATES = "max_errors: 1%, max_mismatches: 0.1%, max_p95_ratio: 1.5"
+
+
+def changes(store: FlagStore) -> list[tuple[object, ...]]:
+    return [(event.id, event.by, event.action, event.key, event.before, event.after) for event in store.audit()]
+
+
+def test_what_a_person_has_changed_is_recorded_key_by_key_before_the_next_edit(file: Path) -> None:
+    store = keep(file)
+    before = store.set_weight("a", 30, by="me").version
+    replace(
+        file,
+        "version: 1\noverride: legacy\nrollouts: {slow: {steps: [1, 100], every: 1h}}\n"
+        "routes:\n  a: {weight: 35, shadow: 5, pins: [x, y], rollout: slow}\n  b: 100\n",
+    )
+    by_hand = version_on_disk(file)
+    store.set_weight("b", 90, by="me")
+
+    assert [
+        (1, "me", "weight", "a", 25, 30),
+        (2, "file", "override", "override", "none", "legacy"),
+        (3, "file", "weight", "a", 30, 35),
+        (4, "file", "shadow", "a", 0, 5),
+        (5, "file", "rollout", "a", "", "slow"),
+        (6, "file", "file", "a", "pins: []", "pins: [x, y]"),
+        (7, "file", "weight", "b", 0, 100),
+        (
+            8,
+            "file",
+            "file",
+            "rollouts.slow",
+            "none",
+            f"steps: [1%, 100%], every: 3600.0, min_requests: 200, {GATES}",
+        ),
+        (9, "me", "weight", "b", 100, 90),
+    ] == changes(store)
+    assert {(before, by_hand)} == {(event.version_before, event.version) for event in store.audit()[1:8]}
+    assert by_hand == version_of(Audit(file.parent / "state").text_of(by_hand) or "")
+
+
+def test_each_change_of_a_person_can_be_undone_by_itself(file: Path) -> None:
+    store = keep(file)
+    store.set_weight("a", 30, by="me")
+    replace(file, "version: 1\noverride: legacy\nroutes:\n  a: {weight: 35, shadow: 5}\n")
+    store.look()
+    store.record()
+    assert [30, 0, "none"] == [store.undo(number, by="me").after for number in (3, 4, 2)]
+
+
+async def test_several_workers_record_the_edit_of_a_person_once(file: Path) -> None:
+    stores = [keep(file) for _ in range(4)]
+    stores[0].set_weight("a", 30, by="me")
+    async with AsyncExitStack() as stack:
+        for store in stores:
+            await stack.enter_async_context(watching(store))
+        replace(file, OTHER)
+        await until(lambda: not any(store._unrecorded for store in stores) and len(stores[0].audit()) > 1, 5)
+    assert [(1, "me", "weight", "a", 25, 30), (2, "file", "weight", "a", 30, 75)] == changes(stores[0])
+
+
+async def test_what_was_edited_while_nothing_ran_is_recorded_at_the_next_start(file: Path) -> None:
+    keep(file).set_weight("a", 30, by="me")
+    replace(file, GOOD)
+    store = keep(file)
+    async with watching(store):
+        await until(lambda: len(store.audit()) == 2)
+    assert (2, "file", "weight", "a", 30, 25) == changes(store)[1]
+
+
+def test_an_edit_of_comments_is_a_version_and_an_event_too(file: Path) -> None:
+    store = keep(file)
+    store.set_weight("a", 30, by="me")
+    replace(file, file.read_text() + "# for tomorrow\n")
+    store.record()
+    event = store.audit()[-1]
+    assert ("file", "", "comments and spaces only") == (event.action, event.key, event.why)
+    assert version_on_disk(file) == event.version == event.after
+
+
+def test_every_version_that_was_in_force_is_kept(file: Path) -> None:
+    store = keep(file)
+    texts = [file.read_text()]
+    for change in (lambda: store.set_weight("a", 30, by="me"), lambda: replace(file, OTHER), store.record):
+        change()
+        texts.append(file.read_text())
+    audit = Audit(file.parent / "state")
+    assert texts == [audit.text_of(version_of(text)) for text in texts]
+
+
 # --- the breaker --------------------------------------------------------------------------------------------------
 
 
@@ -490,7 +610,8 @@ def test_a_hold_is_in_force_at_once_and_soon_in_the_audit_trail(file: Path) -> N
     assert ({"a"}, ["a"], [store.current]) == (store.current.held, [hold.key for hold in store.holds], seen)
 
     (event,) = recorded(store)
-    assert ("breaker", "9 of 10 failed", "a", 25, "held", {"failed": 9}) == (
+    assert ("hold", "breaker", "9 of 10 failed", "a", 25, "held", {"failed": 9}) == (
+        event.action,
         event.by,
         event.why,
         event.key,
@@ -543,7 +664,7 @@ def test_an_edit_about_something_else_does_not_put_a_broken_route_back(file: Pat
 def test_a_hold_that_cannot_be_recorded_holds_nevertheless(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     (file.parent / "state").write_text("no directory")
     assert {"a"} == held_file(file).current.held
-    wait_until(lambda: "not recorded" in caplog.text, "the line in the log", 2)
+    wait_until(lambda: "what follows is not recorded" in caplog.text, "the line in the log", 2)
 
 
 # --- several writers ----------------------------------------------------------------------------------------------
