@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from . import artists, auth, docs, library, settings, system, tokens, users, videos
 from .config import Settings, StartupError
+from .containment import Containment, declaration
 from .db import Database, DatabaseUnavailable
 from .frame import Frame, handle_errors, not_found
 from .jwts import Signer
@@ -42,6 +43,8 @@ def create_app() -> FastAPI:
         cookie=SessionCookie(config.secret_key, secure=config.secure_cookies),
         secure=config.secure_cookies,
     )
+    app.state.gateway_shadow = declaration(database.engine)
+    app.add_middleware(Containment)
     handle_errors(app)
     for module in ROUTERS:
         app.include_router(module.router)

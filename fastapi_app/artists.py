@@ -29,6 +29,7 @@ from starlette.responses import Response
 
 from . import thumbnails
 from .audit import audit
+from .containment import refuse
 from .db import Db, DbDep, find_or_404, insert_row
 from .files import inside, off_loop, safe_name
 from .http import (
@@ -305,6 +306,7 @@ async def _folder_is_shared(connection: AsyncConnection, artist: Any) -> bool:
 
 
 def _remove_folder(library: Path, folder: str | None) -> bool:
+    refuse("files", folder)  # whether it is still there or not: the other side has been here
     path = inside(library, folder)
     if path is None or not path.is_dir():
         return False

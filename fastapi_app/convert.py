@@ -10,6 +10,7 @@ from pathlib import Path
 
 import anyio
 
+from .containment import refuse
 from .files import off_loop
 
 CHUNK = 64 * 1024
@@ -37,6 +38,7 @@ async def converted(ffmpeg: str, path: Path) -> AsyncGenerator[bytes, None]:
 
 
 def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    refuse("processes", command[0])
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

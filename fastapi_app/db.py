@@ -20,6 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.sql import Executable
 
+from . import containment
 from .http import MAX_INT, ApiError
 from .json import decode
 from .models import metadata
@@ -69,8 +70,12 @@ class Database:
     async def connect(self, *, write: bool = False) -> AsyncIterator[AsyncConnection]:
         """A connection that goes back to the pool whatever happens; what was not committed is rolled back.
 
-        Raises DatabaseUnavailable when none is free within `wait_s` seconds or the server does not answer.
+        Raises DatabaseUnavailable when none is free within `wait_s` seconds or the server does not answer. A contained
+        request has one connection and gets it each time.
         """
+        if (contained := containment.current()) is not None:
+            yield await contained.connection(self._writing)
+            return
         try:
             async with asyncio.timeout(self._wait_s):
                 await self._gate.acquire()
@@ -143,7 +148,7 @@ class Db:
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """A connection to write with: committed at the end of the block, rolled back when it raises."""
         await self.close()
-        async with self._database.connect(write=True) as connection, connection.begin():
+        async with self._database.connect(write=True) as connection, containment.transaction(connection):
             yield connection
 
     async def close(self) -> None:

@@ -13,6 +13,8 @@ from typing import TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
+from .containment import refuse
+
 FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
 MAX_CHARACTERS, MAX_BYTES = 100, 240
 
@@ -50,6 +52,7 @@ def move(source: Path, target: Path) -> Path:
 
     Raises OSError.
     """
+    refuse("files", target)
     target.parent.mkdir(parents=True, exist_ok=True)
     for number in count():
         candidate = target.with_stem(f"{target.stem} ({number})") if number else target
@@ -65,6 +68,7 @@ def move(source: Path, target: Path) -> Path:
 
 def rename_new(source: Path, target: Path) -> None:
     """Rename, unless the target exists: then FileExistsError. A plain rename would replace it."""
+    refuse("files", target)
     try:
         os.link(source, target)
     except FileExistsError:

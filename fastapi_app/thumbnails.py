@@ -9,6 +9,7 @@ from fastapi import Request
 from PIL import Image, ImageDraw, ImageOps
 from starlette.responses import Response
 
+from .containment import refuse
 from .files import existing_file, inside, off_loop
 from .http import ApiError
 from .sending import send_bytes, send_file
@@ -27,6 +28,7 @@ def save(content: bytes, folder: Path) -> dict[str, dict[str, int]]:
     if len(content) > MAX_UPLOAD:
         raise ApiError(413, "The request is too large: at most 10 MB")
     picture = _decode(content)
+    refuse("files", folder)
     folder.mkdir(parents=True, exist_ok=True)
     dimensions = {}
     for size, pixels in SIZES.items():
@@ -93,4 +95,5 @@ def remove(root: Path, folders: list[str | None]) -> None:
     for folder in folders:
         path = inside(root, folder)
         if path is not None:
+            refuse("files", path)
             shutil.rmtree(path, ignore_errors=True)

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from . import thumbnails
 from .artists import changes, has_genre, web_address
 from .audit import audit
+from .containment import refuse
 from .convert import converted
 from .db import Db, DbDep, find_or_404
 from .files import existing_file, move, off_loop, rename_new, safe_name
@@ -184,6 +185,7 @@ async def _save(connection: AsyncConnection, video_id: int, fields: Mapping[str,
 
 async def _rename_file(connection: AsyncConnection, request: Request, video_id: int) -> tuple[Path, Path] | None:
     """Old and new path, or None when the file has its proper name already. Raises ApiError 409 or 500."""
+    refuse("files", f"rename the file of video {video_id}")
     library: Path = request.app.state.settings.library_path
     statement = _ONE.add_columns(artists.c.folder_path)
     video = (await connection.execute(statement, {"video_id": video_id})).one()
@@ -219,6 +221,7 @@ async def delete_video(request: Request, video_id: int, db: DbDep, _: Manager) -
 
 
 def _remove_file(library: Path, file_path: str | None) -> bool:
+    refuse("files", file_path)  # whether it is still there or not: the other side has been here
     path = existing_file(library, file_path)
     if path is None:
         return False

@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..model import RowChange
+from gateway.model import RowChange
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Select, Table, TableClause
@@ -167,7 +167,9 @@ def at(table: "TableClause", columns: Sequence[str], key: Key) -> "ColumnElement
     return and_(*(table.c[name] == value for name, value in zip(columns, key, strict=True)))
 
 
-def read(connection: "Connection", catalog: Catalog, places: Iterable[Place]) -> dict[Place, Row]:
+def read(
+    connection: "Connection", catalog: Catalog, places: Iterable[Place], *, lock: bool = False
+) -> dict[Place, Row]:
     """Those of the rows that exist."""
     from sqlalchemy import or_
 
@@ -182,7 +184,7 @@ def read(connection: "Connection", catalog: Catalog, places: Iterable[Place]) ->
             some = keys[start : start + _CHUNK]
             alone = table.c[columns[0]].in_([key[0] for key in some]) if len(columns) == 1 else None
             where = alone if alone is not None else or_(*(at(table, columns, key) for key in some))
-            for row in _select(connection, table, where):
+            for row in _select(connection, table, where, lock=lock):
                 found[name, tuple(row[column] for column in columns)] = row
     return found
 
@@ -281,11 +283,11 @@ class Recorder:
             return
         context = result.context
         table = context.compiled.compile_state.statement.table
-        columns = Catalog.of(connection).key(_name(table))
+        columns = Catalog.of(connection).key(name_of(table))
         names = [column.name for column in table.primary_key]
         for key in _inserted(result):
             raw = {name: _raw(connection, table.c[name], value) for name, value in zip(names, key, strict=True)}
-            self._meet(connection, (_name(table), tuple(raw[name] for name in columns)), None)
+            self._meet(connection, (name_of(table), tuple(raw[name] for name in columns)), None)
 
     def commit(self, connection: "Connection") -> None:
         transaction = self._open.pop(connection, None)
@@ -306,6 +308,9 @@ class Recorder:
     def rollback_savepoint(self, connection: "Connection", name: str) -> None:
         self._transaction(connection).back_to(name)
 
+    def failed(self, error: BaseException) -> None:
+        """What the driver has raised."""
+
     # --- details
 
     def _transaction(self, connection: "Connection") -> _Transaction:
@@ -320,7 +325,7 @@ class Recorder:
     def _meet_existing(self, connection: "Connection", context: Any) -> None:
         statement = context.compiled.compile_state.statement
         table = statement.table
-        name, catalog = _name(table), Catalog.of(connection)
+        name, catalog = name_of(table), Catalog.of(connection)
         columns = catalog.key(name)
         if statement.dialect_kwargs or connection.get_execution_options().get("schema_translate_map"):
             raise Opaque("a statement with options of one database")
@@ -360,7 +365,8 @@ class Recorder:
             yield RowChange(*place, before, after)
 
 
-def _name(table: Any) -> str:
+def name_of(table: Any) -> str:
+    """The name of the only table of a statement. Raises Opaque for several, or another schema."""
     from sqlalchemy import Table
 
     if not isinstance(table, Table) or table.schema:
@@ -370,7 +376,7 @@ def _name(table: Any) -> str:
 
 def _require_plain_insert(context: Any) -> None:
     statement = context.compiled.compile_state.statement
-    _name(statement.table)
+    name_of(statement.table)
     special = statement.select is not None or statement._prefixes or statement.dialect_kwargs  # noqa: SLF001
     if special or statement._post_values_clause is not None:  # noqa: SLF001
         raise Opaque("an INSERT that may change rows that exist")
@@ -428,22 +434,31 @@ def _raw(connection: "Connection", column: Any, value: object) -> object:
 # --- who listens --------------------------------------------------------------------------------------------------
 
 _current: ContextVar[Recorder | None] = ContextVar("gateway.rows", default=None)
+_alone: Recorder | None = None
 _listening = False
 
 
 @contextmanager
-def recording(recorder: Recorder | None = None) -> Iterator[Recorder]:
+def recording(recorder: Recorder | None = None, *, alone: bool = False) -> Iterator[Recorder]:
     """Record what the code in this context changes, and what threads change that got a copy of it.
 
-    Nothing is imported, listened to or slowed down before the first use, or while the process has no SQLAlchemy.
+    `alone`: and what all others change. Nothing is imported, listened to or slowed down before the first use, or while
+    the process has no SQLAlchemy.
     """
+    global _alone  # noqa: PLW0603
     recorder = recorder or Recorder()
     listen()
     token = _current.set(recorder)
+    _alone = recorder if alone else _alone
     try:
         yield recorder
     finally:
         _current.reset(token)
+        _alone = None if alone else _alone
+
+
+def _recorder() -> Recorder | None:
+    return _current.get() or _alone
 
 
 def listen() -> None:
@@ -460,49 +475,54 @@ def listen() -> None:
 
 
 def _before_execute(connection: Any, element: Any, many: Any, one: Any, options: Mapping[str, Any]) -> Any:
-    recorder = _current.get()
+    recorder = _recorder()
     if recorder is not None and "gateway_own" not in options:
         many, one = recorder.rewrite(connection, element, many, one)
     return element, many, one
 
 
 def _before_cursor_execute(connection: Any, _cursor: Any, statement: str, _values: Any, context: Any, _: bool) -> None:
-    recorder = _current.get()
+    recorder = _recorder()
     if recorder is None or (context is not None and "gateway_own" in context.execution_options):
         return
     _guarded(recorder, recorder.before_statement, connection, statement, context)
 
 
 def _after_execute(connection: Any, _element: Any, _many: Any, _one: Any, options: Any, result: Any) -> None:
-    recorder = _current.get()
+    recorder = _recorder()
     context = getattr(result, "context", None)
     if recorder is not None and context is not None and context.isinsert and "gateway_own" not in options:
         _guarded(recorder, recorder.after_insert, connection, result)
 
 
 def _on_commit(connection: Any) -> None:
-    if recorder := _current.get():
+    if recorder := _recorder():
         _guarded(recorder, recorder.commit, connection)
 
 
 def _on_rollback(connection: Any) -> None:
-    if recorder := _current.get():
+    if recorder := _recorder():
         recorder.rollback(connection)
 
 
 def _on_savepoint(connection: Any, _name: str | None) -> None:
-    if recorder := _current.get():
+    if recorder := _recorder():
         recorder.savepoint(connection)
 
 
 def _on_rollback_savepoint(connection: Any, name: str, _context: None) -> None:
-    if recorder := _current.get():
+    if recorder := _recorder():
         _guarded(recorder, recorder.rollback_savepoint, connection, name)
 
 
 def _on_two_phases(_connection: Any, _name: object) -> None:
-    if recorder := _current.get():
+    if recorder := _recorder():
         _guarded(recorder, _refuse_two_phases)
+
+
+def _on_error(context: Any) -> None:
+    if recorder := _recorder():
+        recorder.failed(context.original_exception)
 
 
 def _refuse_two_phases() -> NoReturn:
@@ -532,4 +552,5 @@ _LISTENERS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("savepoint", _on_savepoint),
     ("rollback_savepoint", _on_rollback_savepoint),
     ("begin_twophase", _on_two_phases),
+    ("handle_error", _on_error),
 )
