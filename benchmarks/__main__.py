@@ -2,10 +2,10 @@
 
 import argparse
 
-from . import bridges, flags, overhead, routes
+from . import bridges, flags, overhead, rollouts, routes
 from .harness import Plan
 
-BENCHMARKS = {"bridges": bridges, "routes": routes, "overhead": overhead, "flags": flags}
+BENCHMARKS = {"bridges": bridges, "routes": routes, "overhead": overhead, "flags": flags, "rollouts": rollouts}
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ ALPHA_ERRORS = 0.006
 ALPHA_LATENCY = 0.002
 ALPHA_MISMATCHES = 0.002
 ALPHA_SHARE = 1e-4  # holds, never rolls back, and so is no part of the 1 %
-CORROBORATION = 20.0  # evidence of the same time that must stand beside evidence against legacy's past
+CORROBORATION = 10.0  # evidence of the same time that must stand beside evidence against legacy's past
 
 MISMATCHES_HARM = 10  # times the tolerated share: what must have been noticeable before the ramp goes on
 LATENCY_HARM = 2.0  # times the tolerated ratio: likewise
@@ -85,9 +85,8 @@ def judge(plan: Rollout, health: Health) -> Step:
     """The next move of a ramp. May be asked after every answer."""
     evidence = summary(plan, health)
     here = health.weight_bp
-    if proof := next(_proofs(plan, health), ""):
-        action, weight_bp = (Action.ROLL_BACK, 0) if here else (Action.HOLD, 0)
-        return Step(action, weight_bp, proof, () if here else (proof,), evidence)
+    if why := proof(plan, health):
+        return Step(Action.ROLL_BACK, 0, why, (), evidence) if here else Step(Action.HOLD, 0, why, (why,), evidence)
     following = next((step for step in plan.steps_bp if step > here), None)
     if following is None:
         return Step(Action.HOLD, here, f"the plan ends at {_percent(here)}; the watch goes on", (), evidence)
@@ -100,11 +99,16 @@ def judge(plan: Rollout, health: Health) -> Step:
 # --- proof of harm
 
 
+def proof(plan: Rollout, health: Health) -> str:
+    """Why the port must go back, in one sentence; empty: nothing is proven."""
+    return next(_proofs(plan, health), "")
+
+
 def _proofs(plan: Rollout, health: Health) -> Iterator[str]:
     """Sentences that each justify a rollback."""
     seen, steps = health.evidence, len(plan.steps_bp)
     alpha = ALPHA_ERRORS / steps
-    legacy, port = seen.errors.counts
+    legacy, port = seen.errors.legacy, seen.errors.port
     usual = legacy if legacy.total else seen.remembered.failed
     if port.share - usual.share > plan.max_errors_bp / FULL_BP and _proven(seen.of_errors(alpha / 4), health, alpha):
         yield f"errors: {_count('the port', port)}, {_count('legacy', usual)}"
@@ -127,7 +131,7 @@ def _proven(log_e: LogE, health: Health, alpha: float) -> bool:
     """
     if log_e.now >= log(2 / alpha):
         return True
-    alone = health.weight_bp == FULL_BP and not health.evidence.legacy.answers
+    alone = health.weight_bp == FULL_BP and not health.evidence.errors.legacy.total
     supported = not health.legacy_failing if alone else log_e.now >= log(CORROBORATION)
     return supported and log_e.past >= log(4 / alpha)
 
@@ -160,8 +164,8 @@ def _missing(plan: Rollout, health: Health) -> Iterator[str]:
 def _missing_comparisons(plan: Rollout, health: Health) -> Iterator[str]:
     total, bad = health.compared
     limit = plan.max_mismatches_bp / FULL_BP
-    harm = min(max(MISMATCHES_HARM * limit, 0.01), 0.99)
-    wanted = needed(limit, harm, inf, log(len(plan.steps_bp) / ALPHA_MISMATCHES))
+    harm = min(max(MISMATCHES_HARM * limit, 0.01), (1 + limit) / 2)
+    wanted = needed(limit, harm, inf, log(len(plan.steps_bp) / ALPHA_MISMATCHES)) if limit < 1 else 0
     if (short := max(plan.min_requests, ceil(wanted)) - total) > 0:
         yield f"{short} more shadow comparisons, to notice {harm:.2%} mismatches"
     elif bad / total > limit:
@@ -170,7 +174,7 @@ def _missing_comparisons(plan: Rollout, health: Health) -> Iterator[str]:
 
 def _missing_answers(plan: Rollout, health: Health) -> Iterator[str]:
     seen = health.evidence
-    legacy, port = seen.errors.counts
+    legacy, port = seen.errors.legacy, seen.errors.port
     usual = legacy if legacy.total else seen.remembered.failed
     tolerated = plan.max_errors_bp / FULL_BP
     wanted = max(plan.min_requests, _needed_for_errors(plan, health))
@@ -224,7 +228,7 @@ def _needed(health: Health, base: float, rate: float, limit: float, alpha: float
 def summary(plan: Rollout, health: Health) -> dict[str, float | int | str]:
     """The numbers behind a decision."""
     seen, steps = health.evidence, len(plan.steps_bp)
-    legacy, port = seen.errors.counts
+    legacy, port = seen.errors.legacy, seen.errors.port
     errors, slowness = seen.of_errors(ALPHA_ERRORS / steps / 4), seen.of_slowness(ALPHA_LATENCY / steps / 4)
     return {
         "weight_bp": health.weight_bp,
@@ -268,8 +272,8 @@ def _ms(arm: Arm) -> str:
 class Tripwire:
     """Obvious breakage of one route, seen within 20 answers of the port by the worker that gives them.
 
-    Trips when the first 5 answers failed, or 8 of the last 20, while legacy hardly fails: neither among its last 20
-    answers here nor, on average, among its last few hundred.
+    Trips when the first 5 answers failed, or 8 of the last 20, while legacy hardly fails: at most one of its last 20
+    answers here, and less than 5 % on average over its last few hundred.
     """
 
     __slots__ = ("_answers", "_legacy", "_legacy_rate", "_port")
@@ -293,7 +297,7 @@ class Tripwire:
         failures = self._port.bit_count()
         if failures < 8 and not failures == self._answers == 5:
             return False
-        return self._legacy.bit_count() <= 2 and self._legacy_rate < 0.1
+        return self._legacy.bit_count() <= 1 and self._legacy_rate < 0.05
 
 
 _LAST_20 = (1 << 20) - 1

@@ -16,10 +16,12 @@ from gateway.latency import LATENCY_BOUNDS_S, LATENCY_BUCKETS
 POWER_Z = 0.84  # standard normal quantile of the chance (80 %) to notice the smallest harm that matters
 QUANTILES = (0.5, 0.8, 0.95)  # of legacy's latency, where the port is compared
 SLOW_HARM = 0.1  # the smallest additional share of slow answers that the tests bet on
+EPOCH = 1000  # answers of the port, after which half of the stake is bet anew
+OUTDATED = 2.0  # evidence that legacy is worse than it was, from which on its past is no measure
 MIN_LATENCIES = 100  # answers of legacy before its quantiles are taken
 
-_ALTERNATIVES = 6  # excesses a test bets on, each with the same stake
-_LARGEST = 0.95
+_ALTERNATIVES = 4  # excesses a test bets on, each with the same stake
+_LARGEST = 0.5
 _LEAST = 1e-4  # no rate is predicted to be smaller: the first bad answer of legacy would ruin every bet
 
 
@@ -34,7 +36,13 @@ class Count(NamedTuple):
         return self.bad / self.total if self.total else 0.0
 
     def plus(self, other: "Count") -> "Count":
+        if not self.total:
+            return other
         return Count(self.total + other.total, self.bad + other.bad)
+
+    def minus(self, earlier: "Count") -> "Count":
+        """What was added since `earlier`."""
+        return Count(self.total - earlier.total, self.bad - earlier.bad)
 
 
 NONE = Count()
@@ -96,6 +104,7 @@ def log_e_above(count: Count, limit: float, harm: float) -> float:
     )
 
 
+@lru_cache(1024)
 def upper_bound(count: Count, alpha: float) -> float:
     """The greatest rate of bad answers that the counts do not refute.
 
@@ -127,70 +136,95 @@ class Contrast:
     """Evidence that bad answers are more frequent on the port than on legacy at the same time.
 
     Answers are taken in blocks that hold at least one of each side; a block ends by a rule that looks at no outcome.
+    Half of the stake is bet once and for all. The other half is bet anew every `EPOCH` answers, in ever smaller parts,
+    so that a port that was good for a million answers is still caught soon after it turns bad.
     """
 
     def __init__(self, harm: float, guess: Count = NONE) -> None:
         """Bets on excesses from `harm` upwards; `guess` (earlier answers of legacy) only makes the bets better."""
-        self.legacy = self.port = Count()  # in closed blocks
         self._harm, self._guess = harm, guess
-        self._open = (Count(), Count())
+        self._legacy = self._port = NONE  # in closed blocks
+        self._open_legacy = self._open_port = NONE
         self._logs = [0.0] * _ALTERNATIVES
+        self._fresh = [0.0] * _ALTERNATIVES  # since the last renewal
+        self._epoch, self._epoch_port = 1, NONE  # its number, and the answers of the port before it
 
     def add(self, legacy: Count, port: Count) -> None:
         """Take what was answered since the last call."""
-        legacy, port = self._open[0].plus(legacy), self._open[1].plus(port)
+        legacy, port = self._open_legacy.plus(legacy), self._open_port.plus(port)
         if legacy.total and port.total:
             self._close(legacy, port)
-            legacy = port = Count()
-        self._open = (legacy, port)
+            legacy = port = NONE
+        self._open_legacy, self._open_port = legacy, port
+        if self.port.total - self._epoch_port.total >= EPOCH:
+            self._epoch, self._epoch_port = self._epoch + 1, self.port
+            self._fresh = [0.0] * _ALTERNATIVES
 
     @property
     def log_e(self) -> float:
-        return _log_mean(self._logs)
+        return self._both(_log_mean(self._logs), _log_mean(self._fresh))
 
     def log_e_past(self, remembered: Count, alpha: float) -> float:
         """Evidence that bad answers are more frequent on the port than they were on legacy.
 
-        With at most probability `alpha` legacy's rate is underestimated, and this is worth nothing.
+        With at most probability `alpha` legacy's rate is underestimated. Nothing is said as soon as legacy, too, seems
+        to be worse than it was: then something has happened to both.
         """
-        return log_e_above(self.counts[1], upper_bound(remembered, alpha), self._harm)
+        limit, port = upper_bound(remembered, alpha), self.port
+        if log_e_above(self.legacy, limit, self._harm) >= log(OUTDATED):
+            return 0.0
+        fresh = port.minus(self._epoch_port)
+        return self._both(log_e_above(port, limit, self._harm), log_e_above(fresh, limit, self._harm))
+
+    def _both(self, whole: float, fresh: float) -> float:
+        """The mean of both bets; the parts 1/2, 1/6, 1/12 ... of the epochs sum up to 1."""
+        return _log_mean((whole, fresh - log(self._epoch * (self._epoch + 1))))
 
     @property
-    def counts(self) -> tuple[Count, Count]:
-        """Of legacy and of the port, with the open block."""
-        return self.legacy.plus(self._open[0]), self.port.plus(self._open[1])
+    def legacy(self) -> Count:
+        """All its answers, with those of the open block."""
+        return self._legacy.plus(self._open_legacy)
+
+    @property
+    def port(self) -> Count:
+        """All its answers, with those of the open block."""
+        return self._port.plus(self._open_port)
 
     def _close(self, legacy: Count, port: Count) -> None:
-        base = predicted(self._guess.plus(self.legacy))
-        share = port.total / (port.total + legacy.total)
-        good, total = legacy.total - legacy.bad, legacy.total + port.total
-        bad = legacy.bad + port.bad
-        for n, excess in enumerate(_excesses(self._harm)):
+        """Multiply by the chance of what was seen if the port is worse, divided by the chance if it is the same."""
+        base = predicted(self._guess.plus(self._legacy))
+        (n, bad), (n_port, bad_port) = legacy, port
+        good_port, all_good, all_bad = n_port - bad_port, n - bad + n_port - bad_port, bad + bad_port
+        usual = (n - bad) * log1p(-base) + bad * log(base)
+        for number, excess in enumerate(_excesses(self._harm)):
             rate = base + excess * (1 - base)
-            pooled = base + share * (rate - base)
-            grown = good * log1p(-base) + (port.total - port.bad) * log1p(-rate) - (total - bad) * log1p(-pooled)
-            if bad:
-                grown += legacy.bad * log(base) + port.bad * log(rate) - bad * log(pooled)
-            self._logs[n] += grown
-        self.legacy, self.port = self.legacy.plus(legacy), self.port.plus(port)
+            pooled = base + (rate - base) * n_port / (n + n_port)
+            grown = usual + good_port * log1p(-rate) - all_good * log1p(-pooled)
+            if all_bad:
+                grown += bad_port * log(rate) - all_bad * log(pooled)
+            self._logs[number] += grown
+            self._fresh[number] += grown
+        self._legacy, self._port = self._legacy.plus(legacy), self._port.plus(port)
 
     def state(self) -> dict[str, Any]:
         """All of it, for JSON."""
         return {
             "harm": self._harm,
             "guess": self._guess,
-            "legacy": self.legacy,
-            "port": self.port,
-            "open": self._open,
-            "logs": self._logs,
+            "closed": [self._legacy, self._port],
+            "open": [self._open_legacy, self._open_port],
+            "logs": [self._logs, self._fresh],
+            "epoch": [self._epoch, self._epoch_port],
         }
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> "Contrast":
+        """From what `state` returned."""
         contrast = cls(state["harm"], Count(*state["guess"]))
-        contrast.legacy, contrast.port = Count(*state["legacy"]), Count(*state["port"])
-        contrast._open = (Count(*state["open"][0]), Count(*state["open"][1]))
-        contrast._logs = list(state["logs"])
+        contrast._legacy, contrast._port = (Count(*counts) for counts in state["closed"])
+        contrast._open_legacy, contrast._open_port = (Count(*counts) for counts in state["open"])
+        contrast._logs, contrast._fresh = map(list, state["logs"])
+        contrast._epoch, contrast._epoch_port = state["epoch"][0], Count(*state["epoch"][1])
         return contrast
 
 
@@ -326,6 +360,7 @@ def _unpacked(state: Mapping[str, Any]) -> Arm:
 @lru_cache
 def _excesses(harm: float) -> tuple[float, ...]:
     """From the smallest to the largest, in equal ratios."""
+    harm = min(harm, _LARGEST)
     step = (_LARGEST / harm) ** (1 / (_ALTERNATIVES - 1))
     return tuple(harm * step**n for n in range(_ALTERNATIVES))
 
