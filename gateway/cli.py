@@ -1,35 +1,37 @@
-"""The `gateway` command: serve, look, and change flags.
+"""The `gateway` command: serve, look, and change flags. Works beside a running server and without one.
 
 Heavy imports stand inside the commands, so that `gateway --help` is quick. What comes from outside (keys, reasons,
 error messages) reaches the terminal only with its control characters escaped.
 """
 
 import inspect
-import json
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
-from functools import wraps
+from dataclasses import asdict
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from .errors import GatewayError
-from .model import Caller, FlagSet, Reason, Route
+from . import show
+from .errors import Blocked, ConfigError, GatewayError
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
     from .audit import Event
     from .flags import FlagStore
     from .ledger import Worker
-    from .routes import Pair, RouteTable
+    from .model import Route
+    from .orders import Order, Orders
+    from .routes import Pair
+    from .views import Views
+    from .why import Explanation
 
 POLL_S = 0.02  # between looks at the acknowledgements of the workers
+LATE, WRONG, BLOCKED = 1, 2, 3  # exit codes
 
 app = typer.Typer(
     name="gateway",
@@ -41,15 +43,15 @@ app = typer.Typer(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 1 not every worker acknowledged in time, 2 wrong input or configuration."""
+    """Run one command and exit: 0 done, 1 not every worker acknowledged in time, or the audit trail is not whole,
+    2 wrong input or configuration, 3 blocked by the evidence.
+    """
     try:
         app(args=arguments, prog_name="gateway")
     except GatewayError as error:
-        from .flagfile import printable
-
         for line in str(error).splitlines():
-            print(f"gateway: {printable(line, 2000)}", file=sys.stderr)
-        sys.exit(2)
+            show.complain(line)
+        sys.exit(BLOCKED if isinstance(error, Blocked) else WRONG)
 
 
 # --- options ------------------------------------------------------------------------------------------------------
@@ -82,6 +84,17 @@ _OPTIONS = {  # settings that are options of `gateway serve`, with their help
     "max_headers": "Header lines of a request, then 431",
     "max_header_bytes": "Bytes of a request head, then 431",
     "log_level": "critical, error, warning, info, debug or trace",
+    "ledger": "Counters, journal, shadows and rollouts; without: routing alone",
+    "port_timeout_s": "Seconds for the first byte of a ported route, then legacy answers a GET",
+    "journal_bytes": "What `gateway why REQUEST-ID` can look back on; 0: nothing",
+    "request_id_header": "Where a proxy in front puts its request id",
+    "shadow_concurrency": "Replays at once",
+    "shadow_queue": "Exchanges that wait for one, per worker",
+    "shadow_body_bytes": "Largest request or answer that is replayed",
+    "shadow_timeout_s": "Seconds for one replay",
+    "shadow_cpu_share": "Of one core, for the process that replays",
+    "shadow_memory_bytes": "That the process that replays may add to its size at start",
+    "memory_budget_bytes": "That a worker may grow by while a rollout runs",
 }
 _APPLICATION = ("legacy", "fastapi", "flags", "state")
 
@@ -91,6 +104,8 @@ Key = Annotated[str, typer.Argument(metavar="KEY", help="An endpoint of the Flas
 Wait = Annotated[bool, typer.Option("--wait", help="Return when every live worker runs the new version.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait.")]
 Why = Annotated[str, typer.Option(metavar="TEXT", help="Reason, for the audit trail.")]
+Percent = Annotated[str, typer.Argument(metavar="PERCENT", help="0 to 100, up to two decimals.")]
+IfVersion = Annotated[str, typer.Option(metavar="VERSION", help="Only if the file is at this version.")]
 
 
 def _with_settings(names: Iterable[str]) -> Callable[[Command], Command]:
@@ -133,35 +148,25 @@ def serve(settings: Settings) -> None:
 @_with_settings(_APPLICATION)
 def check(settings: Settings, as_json: Json = False) -> None:
     """Show how routes were paired, what is new, and what stops running on the port; fail when something is wrong."""
-    project = _Project.load(settings)
+    project = _Project(settings)
     report = {
         "pairs": [_pair(pair) for pair in project.table.pairs()],
-        "new": project.new_routes(),
+        "new": sorted(project.table.new),
         "flags": project.flag_summary(),
         "warnings": project.warnings(),
     }
     if as_json:
-        _print_json(report)
+        show.as_json(report)
     else:
-        _print_check(project.table.pairs(), report)
+        show.check(project.table.pairs(), report)
 
 
 @app.command()
 @_with_settings(_APPLICATION)
 def routes(settings: Settings, as_json: Json = False) -> None:
     """List every route: who answers it, and what is ported."""
-    project = _Project.load(settings)
-    flags = project.store.current
-    rows = [_route(route, flags) for _, route in sorted(project.table.routes.items())]
-    if as_json:
-        _print_json(rows)
-        return
-    columns = ("key", "rule", "methods", "side", "weight", "ported")
-    cells = (
-        (r["key"], " ".join(r["rules"]), " ".join(r["methods"]), r["side"], f"{r['weight']} %", _words(r["ported"]))
-        for r in rows
-    )
-    _print_table(columns, cells)
+    views = _Project(settings).views.routes()
+    (show.as_json if as_json else show.routes)(views)
 
 
 @app.command("set", context_settings={"ignore_unknown_options": True})  # so that -1 is a number out of range
@@ -170,16 +175,36 @@ def set_(  # noqa: PLR0913  # options of a command
     settings: Settings,
     *,
     key: Key,
-    percent: Annotated[str, typer.Argument(metavar="PERCENT", help="0 to 100, up to two decimals.")],
+    percent: Percent,
     wait: Wait = False,
     timeout: Timeout = 10.0,
     why: Why = "",
-    if_version: Annotated[str, typer.Option(metavar="VERSION", help="Only if the file is at this version.")] = "",
+    if_version: IfVersion = "",
+    force: Annotated[bool, typer.Option("--force", help="Whatever the evidence says; takes --why.")] = False,
     as_json: Json = False,
 ) -> None:
     """Let FastAPI serve PERCENT of the subjects of a route."""
-    store = _store_for(settings, key)
-    event = store.set_weight(key, percent, by=_user(), why=why, if_version=if_version)
+    desk = _desk(settings)
+    (event,) = desk.orders.change(key, {"weight": percent}, _order(why, if_version, force=force))
+    _report(settings, event, timeout if wait else None, as_json=as_json)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+@_with_settings(_APPLICATION)
+def shadow(  # noqa: PLR0913  # options of a command
+    settings: Settings,
+    *,
+    key: Key,
+    percent: Percent,
+    wait: Wait = False,
+    timeout: Timeout = 10.0,
+    why: Why = "",
+    if_version: IfVersion = "",
+    as_json: Json = False,
+) -> None:
+    """Replay PERCENT of the requests of a route on the other side, after the client has its answer."""
+    desk = _desk(settings)
+    (event,) = desk.orders.change(key, {"shadow": percent}, _order(why, if_version))
     _report(settings, event, timeout if wait else None, as_json=as_json)
 
 
@@ -198,67 +223,125 @@ def override(  # options of a command
 
     Does not import the applications: it has to work when they do not.
     """
-    event = _store(settings, None).set_override(side, by=_user(), why=why)
+    event = _Desk(settings).orders.override(side, _order(why))
     _report(settings, event, timeout if wait else None, as_json=as_json)
 
 
 @app.command()
 @_with_settings(_APPLICATION)
-def why(
+def ramp(  # options of a command
     settings: Settings,
     *,
     key: Key,
-    subject: Annotated[str, typer.Option(help="user:7, key:3f…, anon:9c…")] = "",
-    method: Annotated[str, typer.Option(help="HTTP method.")] = "GET",
+    action: Annotated[str, typer.Argument(metavar="start|pause|resume")],
+    plan: Annotated[str, typer.Option(metavar="NAME", help="For start: a rollout of the flag file.")] = "",
+    why: Why = "",
     as_json: Json = False,
 ) -> None:
-    """Say which side answers a subject, and why."""
-    from .decide import bucket, decide
-    from .errors import ConfigError
-    from .flagfile import no_such_route, percent
-
-    project = _Project.load(settings)
-    route, flags = project.table.routes.get(key), project.store.current
-    if route is None:
-        raise ConfigError(f"{key}: {no_such_route(key, project.table.keys)}")
-    if method.upper() not in route.methods:
-        raise ConfigError(f"{key}: no method {method.upper()}; it has {', '.join(sorted(route.methods))}")
-    decision = decide(flags, route, method.upper(), Caller(subject))
-    answer = {
-        "key": key,
-        "method": method.upper(),
-        "subject": subject,
-        "backend": decision.backend.value,
-        "reason": decision.reason.value,
-        "bucket": percent(bucket(flags[key].salt, subject)),
-        "weight": percent(flags[key].weight_bp),
-        "version": flags.version,
-    }
+    """Let the weight of a route follow a plan, wait, or go on. What is paused may still be rolled back."""
+    event = _desk(settings).orders.ramp(key, action, _order(why), plan)
     if as_json:
-        _print_json(answer)
-        return
-    _say(f"{key} {answer['method']} for {subject or 'nobody in particular'}: {answer['backend']}")
-    because = _REASONS[decision.reason].format_map(answer)
-    _say(f"{answer['reason']}: {because} (flags {flags.version or 'without a file'})")
+        show.as_json(asdict(event))
+    else:
+        show.say(f"{event.key}: {event.action} {event.after}".rstrip() + f", event {event.id}")
+
+
+@app.command()
+@_with_settings(_APPLICATION)
+def rollouts(
+    settings: Settings,
+    *,
+    key: Annotated[str, typer.Argument(metavar="[KEY]", help="One route only.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Show where every ramp stands, why, and which evidence it misses."""
+    desk = _desk(settings) if key else _Desk(settings)
+    views = desk.views.rollouts(key and desk.views.route(key).key)
+    (show.as_json if as_json else show.rollouts)(views)
+
+
+@app.command()
+@_with_settings(_APPLICATION)
+def verdicts(
+    settings: Settings,
+    *,
+    key: Annotated[str, typer.Argument(metavar="[KEY]", help="One route only.")] = "",
+    forget: Annotated[bool, typer.Option("--forget", help="Delete the causes of KEY, after a fix.")] = False,
+    why: Why = "",
+    as_json: Json = False,
+) -> None:
+    """Show what the shadows showed: outcomes, causes with a sample, noise."""
+    desk = _desk(settings) if key else _Desk(settings)
+    if forget and not key:
+        raise ConfigError("say which route's causes are to be forgotten")
+    if forget:
+        desk.orders.forget(key, _order(why))
+    views = desk.views.verdicts(key and desk.views.route(key).key)
+    (show.as_json if as_json else show.verdicts)(views)
+
+
+@app.command()
+@_with_settings(_APPLICATION)
+def workers(settings: Settings, as_json: Json = False) -> None:
+    """Show the live workers, the flags that each runs, and what is wrong with this host."""
+    views = _Desk(settings).views
+    if as_json:
+        show.as_json({"workers": views.workers(), "health": views.health()})
+    else:
+        show.workers(views.workers(), views.health())
+
+
+@app.command()
+@_with_settings(_APPLICATION)
+def why(  # options of a command
+    settings: Settings,
+    *,
+    what: Annotated[str, typer.Argument(metavar="REQUEST-ID|KEY|PATH", help="A past request, or a route.")],
+    subject: Annotated[str, typer.Option(help="user:7, key:3f…, anon:9c…")] = "",
+    method: Annotated[str, typer.Option(help="HTTP method; GET if none is given.")] = "",
+    at: Annotated[str, typer.Option(metavar="TIME", help="2026-03-01T03:00 (UTC), or 10m ago")] = "",
+    as_json: Json = False,
+) -> None:
+    """Say which side answered a request or answers a subject, and why."""
+    explanation = None if subject or method or at or what.startswith("/") else _past_request(settings, what)
+    if explanation is None:
+        explanation = _explain(settings, what, (method or "GET").upper(), subject, at)
+    if as_json:
+        show.as_json({**explanation.facts, "sentences": explanation.sentences})
+    else:
+        for sentence in explanation.sentences:
+            show.say(sentence)
 
 
 @app.command()
 @_with_settings(["state"])
-def log(
+def log(  # options of a command
     settings: Settings,
     key: Annotated[str, typer.Argument(metavar="[KEY]", help="An endpoint, or override.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="Newest events.")] = 20,
+    verify: Annotated[bool, typer.Option("--verify", help="Check that every line is as it was written.")] = False,
+    head: Annotated[str, typer.Option(metavar="EVENT:HASH", help="For --verify: a head that was kept elsewhere.")] = "",
     as_json: Json = False,
 ) -> None:
     """Show who changed what, newest last."""
-    from .audit import read_audit
+    from .audit import Audit
+    from .flagfile import nearest
 
-    events = [e for e in read_audit(settings.state_dir / "audit.jsonl") if key in ("", e.key)][-limit:]
+    audit = Audit(settings.state_dir)
+    problems = [asdict(problem) for problem in audit.verify(head)] if verify else []
+    every = audit.events()
+    if key and (hint := nearest(key, known := {event.key for event in every})) and key not in known:
+        raise ConfigError(f"{key}: no events about it{hint}")
+    events = [asdict(event) for event in every if key in ("", event.key)][-limit:]
     if as_json:
-        _print_json([asdict(event) for event in events])
-        return
-    columns = ("event", "at", "by", "key", "before", "after", "why")
-    _print_table(columns, ((str(e.id), e.at, e.by, e.key, str(e.before), str(e.after), e.why) for e in events))
+        show.as_json({"events": events, "head": audit.head(), "problems": problems} if verify else events)
+    else:
+        show.events(events)
+        show.problems(problems)
+        if verify and not problems:
+            show.say(f"as it was written; head {audit.head() or 'of nothing'}")
+    if problems:
+        raise typer.Exit(LATE)
 
 
 @app.command()
@@ -274,8 +357,30 @@ def undo(  # noqa: PLR0913  # options of a command
     as_json: Json = False,
 ) -> None:
     """Put back what an event changed."""
-    done = _store(settings, None).undo(event, by=_user(), why=why, force=force)
+    done = _Desk(settings).orders.undo(event, _order(why, force=force))
     _report(settings, done, timeout if wait else None, as_json=as_json)
+
+
+@app.command()
+@_with_settings(_APPLICATION)
+def token(  # noqa: PLR0913  # options of a command
+    settings: Settings,
+    *,
+    who: Annotated[str, typer.Option("--for", metavar="NAME", help="Who gets it.")],
+    key: Annotated[list[str] | None, typer.Option(metavar="KEY", help="A route; may be repeated; none: all.")] = None,
+    side: Annotated[str, typer.Option(metavar="legacy|fastapi")] = "fastapi",
+    expires: Annotated[str, typer.Option(metavar="TIME", help="30m, 8h or 7d; 30d at most.")] = "8h",
+    why: Why = "",
+    as_json: Json = False,
+) -> None:
+    """Make a signed pass with which a tester chooses a side, in the header x-gateway-pass or the cookie gw_pass."""
+    routes = {name: _desk(settings).views.route(name).key for name in key or ()}
+    text, event = _Desk(settings).orders.token(side, who, list(routes), expires, _order(why))
+    if as_json:
+        show.as_json({"pass": text, **event.evidence})
+    else:
+        print(text)
+        show.note(f"for {who}, {side} for {event.key}, until {show.clock(event.evidence['expires_at'])} UTC")
 
 
 @app.command("version")
@@ -291,55 +396,68 @@ def version_(as_json: Json = False) -> None:
         except PackageNotFoundError:  # run from a checkout
             versions[package] = "not installed"
     if as_json:
-        _print_json(versions)
+        show.as_json(versions)
     else:
-        _say(", ".join(f"{name} {number}" for name, number in versions.items()))
+        show.say(", ".join(f"{name} {number}" for name, number in versions.items()))
 
 
 # --- what commands know -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Project:
-    """Both applications, joined, and the flags for them."""
+class _Desk:
+    """The flags of a project and, where a command needs them, its routes; without them any key will do."""
 
-    table: "RouteTable"
-    store: "FlagStore"
-    fastapi: "FastAPI | None"
+    def __init__(self, settings: Settings, routes: "Mapping[str, Route] | None" = None) -> None:
+        self.settings, self.routes = settings, routes
 
-    @classmethod
-    def load(cls, settings: Settings) -> "_Project":
+    @cached_property
+    def store(self) -> "FlagStore":
+        from .flags import FlagStore
+
+        flags, known = self.settings.flags, None if self.routes is None else frozenset(self.routes)
+        return FlagStore(Path(flags) if flags else None, known, self.settings.state_dir)
+
+    @cached_property
+    def views(self) -> "Views":
+        from .views import Views
+
+        return Views(self.settings, self.store, self.routes)
+
+    @cached_property
+    def orders(self) -> "Orders":
+        from .orders import Orders
+
+        return Orders(self.settings, self.store, self.views)
+
+
+class _Project(_Desk):
+    """With both applications imported and joined."""
+
+    def __init__(self, settings: Settings) -> None:
         from .loading import load_pair
         from .routes import RouteTable
 
         with redirect_stdout(sys.stderr):  # what the applications print is no output of ours
             _, flask_app, fastapi_app = load_pair(settings)
-        table = RouteTable(flask_app, fastapi_app)
-        return cls(table, _store(settings, table.keys), fastapi_app)
-
-    def new_routes(self) -> list[str]:
-        """Paths that only FastAPI has."""
-        from fastapi.routing import iter_route_contexts
-
-        if self.fastapi is None:
-            return []
-        paired = {path for pair in self.table.pairs() for path in pair.fastapi_paths}
-        paths = {context.path for context in iter_route_contexts(self.fastapi.router.routes) if context.path}
-        return sorted(paths - paired)
+        self.table = RouteTable(flask_app, fastapi_app)
+        super().__init__(settings, self.table.routes)
 
     def flag_summary(self) -> dict[str, Any]:
+        from .views import SIDES, side
+
         flags = self.store.current
-        sides = [_side(route, flags) for route in self.table.routes.values()]
+        sides = [side(route, flags) for route in self.table.routes.values()]
         override = flags.override.value if flags.override else "none"
-        return {"version": flags.version, "override": override, **{side: sides.count(side) for side in _SIDES}}
+        return {"version": flags.version, "override": override, **{side: sides.count(side) for side in SIDES}}
 
     def warnings(self) -> list[str]:
         """What is allowed but probably not meant."""
         from .flagfile import percent
+        from .views import is_ported
 
         flags = self.store.current.flags.values()
         active = (flag.key for flag in flags if flag.weight_bp or flag.pins)
-        idle = (key for key in active if not self.table.routes[key].ported)
+        idle = (key for key in active if not is_ported(self.table.routes[key]))
         found = [*self.table.warnings, *(f"{key}: its flag has no effect, nothing of it is ported" for key in idle)]
         cohorts: dict[str, dict[int, list[str]]] = {}
         for flag in flags:
@@ -352,20 +470,19 @@ class _Project:
         return found
 
 
-def _store(settings: Settings, known: Collection[str] | None) -> "FlagStore":
-    from .flags import FlagStore
-
-    return FlagStore(Path(settings.flags) if settings.flags else None, known, settings.state_dir)
-
-
-def _store_for(settings: Settings, key: str) -> "FlagStore":
-    """The store for an edit of `key`. A worker that runs a file with that key has checked it: nothing is imported."""
+def _desk(settings: Settings) -> _Desk:
+    """With the routes that a running worker has published, or else those of the applications."""
     from .ledger import Ledger
+    from .views import published_routes
 
-    store = _store(settings, None)
-    workers = Ledger(settings.state_dir).workers()
-    vouched = any(worker.version == store.current.version and not worker.rejected for worker in workers)
-    return store if vouched and key in store.current.flags else _Project.load(settings).store
+    routes = published_routes(settings.state_dir, Ledger(settings.state_dir).workers())
+    return _Desk(settings, routes) if routes is not None else _Project(settings)
+
+
+def _order(why: str, if_version: str = "", *, force: bool = False) -> "Order":
+    from .orders import Order
+
+    return Order(_user(), why, if_version, force)
 
 
 def _user() -> str:
@@ -380,46 +497,6 @@ def _user() -> str:
     return f"{name}@{socket.gethostname()}"
 
 
-_SIDES = ("legacy", "split", "fastapi")
-_REASONS = {
-    Reason.UNPORTED: "FastAPI does not answer this method",
-    Reason.OVERRIDE: "the panic switch is thrown",
-    Reason.PINNED: "the flag names this subject",
-    Reason.STATIC: "the weight is {weight} %, for everybody",
-    Reason.SPLIT: "bucket {bucket} % against a weight of {weight} %",
-}
-
-
-def _side(route: Route, flags: FlagSet) -> str:
-    """Who answers what is ported of a route."""
-    if not route.ported:
-        return "legacy"
-    if flags.override:
-        return flags.override.value
-    flag = flags[route.key]
-    if flag.needs_subject:
-        return "split"
-    return "fastapi" if flag.weight_bp else "legacy"
-
-
-def _route(route: Route, flags: FlagSet) -> dict[str, Any]:
-    from .flagfile import percent
-
-    flag = flags[route.key]
-    return {
-        "key": route.key,
-        "rules": list(route.rules),
-        "methods": sorted(route.methods),
-        "ported": sorted(route.ported),
-        "side": _side(route, flags),
-        "weight": percent(flag.weight_bp),
-        "shadow": percent(flag.shadow_bp),
-        "cohort": flag.cohort,
-        "pins": sorted(flag.pins),
-        "rollout": flag.rollout,
-    }
-
-
 def _pair(pair: "Pair") -> dict[str, Any]:
     return {
         "key": pair.key,
@@ -430,6 +507,51 @@ def _pair(pair: "Pair") -> dict[str, Any]:
         "fastapi": list(pair.fastapi_paths),
         "hooks": list(pair.hooks),
     }
+
+
+# --- why ----------------------------------------------------------------------------------------------------------
+
+
+def _past_request(settings: Settings, request_id: str) -> "Explanation | None":
+    """None when the journal has no such request, so that it may be a route."""
+    from .journal import Journal
+    from .why import explain_request
+
+    known = Journal.find(settings.state_dir, request_id) is not None
+    return explain_request(settings.state_dir, request_id) if known else None
+
+
+def _explain(settings: Settings, what: str, method: str, subject: str, at: str) -> "Explanation":
+    from .why import explain_subject, flags_at, moment
+
+    when = moment(at, time.time()) if at else None
+    if what.startswith("/"):
+        project = _Project(settings)
+        desk: _Desk = project
+        route = _by_path(project, what, method)
+    else:
+        desk = _desk(settings)
+        route = _by_key(desk, what, method)
+    flags = desk.store.current if when is None else flags_at(settings.state_dir, when)
+    return explain_subject(settings.state_dir, flags, route, method, subject, at=when)
+
+
+def _by_path(project: _Project, path: str, method: str) -> "Route":
+    match = project.table.match(method, path)
+    if match is None:
+        raise ConfigError(f"{method} {path}: Flask's map has no such rule, and legacy says so in its own words")
+    if match.route is None:
+        raise ConfigError(f"{method} {path}: only FastAPI has it")
+    return match.route
+
+
+def _by_key(desk: _Desk, key: str, method: str) -> "Route":
+    route = desk.views.route(key)
+    if method not in route.methods:
+        raise ConfigError(f"{key}: no method {method}; it has {', '.join(sorted(route.methods))}")
+    if method in route.paired and method not in route.ported:
+        raise ConfigError(f"{key}: {method} is ported for some of {' '.join(route.rules)} only; give a path instead")
+    return route
 
 
 # --- acknowledgement ----------------------------------------------------------------------------------------------
@@ -445,19 +567,20 @@ def _report(settings: Settings, event: "Event", timeout_s: float | None, *, as_j
         followers, laggards = _wait(settings, event.version, timeout_s)
         answer |= {"workers": len(followers) + len(laggards), "laggards": {w.pid: _excuse(w) for w in laggards}}
     if as_json:
-        _print_json(answer)
+        show.as_json(answer)
     else:
         unit = "" if isinstance(event.after, str) else " %"
+        what = f"{event.key} shadow" if event.action == "shadow" else event.key
         change = f"from {event.before} to {event.after}{unit}" if event.id else f"is {event.after}{unit} already"
-        _say(f"{event.key}: {change}, version {event.version}" + (f", event {event.id}" if event.id else ""))
+        show.say(f"{what}: {change}, version {event.version}" + (f", event {event.id}" if event.id else ""))
         if timeout_s is not None:
             took_ms, total = (time.monotonic() - started) * 1000, len(followers) + len(laggards)
             nobody = f"no live worker in {settings.state} to wait for"
-            _say(f"{len(followers)} of {total} live workers run it after {took_ms:.0f} ms" if total else nobody)
+            show.say(f"{len(followers)} of {total} live workers run it after {took_ms:.0f} ms" if total else nobody)
         for worker in laggards:
-            print(f"gateway: worker {worker.pid} {_excuse(worker)}", file=sys.stderr)
+            show.complain(f"worker {worker.pid} {_excuse(worker)}")
     if laggards:
-        raise typer.Exit(1)
+        raise typer.Exit(LATE)
 
 
 def _wait(settings: Settings, version: str, timeout_s: float) -> "tuple[list[Worker], list[Worker]]":
@@ -480,64 +603,3 @@ def _excuse(worker: "Worker") -> str:
     if worker.rejected:
         return f"rejects the flag file: {worker.rejected}"
     return f"still runs version {worker.version}" if worker.version else "runs without a flag file"
-
-
-# --- output -------------------------------------------------------------------------------------------------------
-
-
-def _say(text: str) -> None:
-    from .flagfile import printable
-
-    print(printable(text, 2000))
-
-
-def _words(words: Iterable[str]) -> str:
-    return " ".join(words) or "-"
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2))  # ASCII: control characters are escaped
-
-
-def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table that fits a terminal; elsewhere one line per row, whatever its length."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from .flagfile import printable
-
-    terminal = sys.stdout.isatty()
-    table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=not terminal)
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    Console(width=None if terminal else 10_000).print(table)
-
-
-def _print_check(pairs: "Sequence[Pair]", report: Mapping[str, Any]) -> None:
-    paired = [pair for pair in pairs if pair.how]
-    if paired:
-        columns = ("key", "found by", "FastAPI path", "ported", "left to legacy")
-        _print_table(columns, (_check_row(pair) for pair in paired))
-        print()
-    _say(f"{len(pairs)} routes, {len(paired)} with a twin in FastAPI")
-    if report["new"]:
-        _say(f"only in FastAPI: {', '.join(report['new'])}")
-    hooks: dict[str, int] = {}
-    for hook in (hook for pair in paired for hook in pair.hooks):
-        hooks[hook] = hooks.get(hook, 0) + 1
-    for hook, count in hooks.items():
-        _say(f"does not run where FastAPI answers: {hook} ({count} routes)")
-    flags = report["flags"]
-    counts = ", ".join(f"{flags[side]} {side}" for side in _SIDES)
-    _say(f"flags {flags['version'] or 'without a file'}: override {flags['override']}; {counts}")
-    for warning in report["warnings"]:
-        _say(f"warning: {warning}")
-
-
-def _check_row(pair: "Pair") -> tuple[str, ...]:
-    left = _words(sorted(pair.methods - pair.ported))
-    return pair.key, pair.how, _words(pair.fastapi_paths), _words(sorted(pair.ported)), left

@@ -4,12 +4,14 @@ A weight may fall at any time. It rises only for a route of which FastAPI answer
 evidence goes that was asked for, unless somebody insists and says why: that, too, is written down.
 """
 
-from collections.abc import Callable, Mapping
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .audit import Audit, Event, utc_now
-from .errors import GatewayError, NotPorted, WrongValue
+from .errors import ConfigError, GatewayError, NotPorted, WrongValue
 from .flagfile import (
     OVERRIDES,
     PERCENT,
@@ -22,13 +24,17 @@ from .flagfile import (
     printable,
 )
 from .flags import FlagStore
-from .model import Route
+from .keys import own_secret
+from .model import Backend, Route
+from .passes import ANY, mint
 from .rollout.states import pause, resume
 from .settings import Settings
 from .shadow.verdicts import Verdicts
 from .views import Views, is_ported, to_port
 
 RAMP_ACTIONS = ("start", "pause", "resume")
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,8 @@ class Orders:
     """Carries out what is ordered. Raises a GatewayError that says what is in the way; then nothing has changed."""
 
     def __init__(self, settings: Settings, flags: FlagStore, views: Views) -> None:
-        self._state, self._flags, self._views = settings.state_dir, flags, views
+        self._settings, self._state = settings, settings.state_dir
+        self._flags, self._views = flags, views
 
     def change(self, key: str, wanted: Mapping[str, object], order: Order) -> list[Event]:
         """Give a route another `weight`, `shadow` or both, in percent: numbers or their digits."""
@@ -76,6 +83,8 @@ class Orders:
     def ramp(self, key: str, action: str, order: Order, plan: str = "") -> Event:
         """Let a rollout wait, go on, or follow a plan of the flag file: one of RAMP_ACTIONS."""
         self._views.route(key)
+        if action not in RAMP_ACTIONS:
+            raise WrongValue("action", ", ".join(RAMP_ACTIONS), action)
         if action == "start":
             return self._edit(SetRollout(key, plan), order)
         if action == "pause":
@@ -90,9 +99,31 @@ class Orders:
         Verdicts(self._state).forget(key)
         return self._note(key, "forget", order)
 
-    def _note(self, key: str, action: str, order: Order) -> Event:
+    def token(self, side: str, who: str, keys: Sequence[str], lifetime: str, order: Order) -> tuple[str, Event]:
+        """A pass with which a tester chooses a side for these routes; without any: for all. Only its id is recorded."""
+        sides = [backend.value for backend in Backend]
+        if side not in sides:
+            raise WrongValue("side", " or ".join(sides), side)
+        secret, expires_in_s = self._secret(), _seconds(lifetime)
+        text, made = mint(
+            secret, side=Backend(side), keys=keys or [ANY], who=who, expires_in_s=expires_in_s, now=time.time()
+        )
+        evidence = {"id": made.id, "who": made.who, "keys": sorted(made.keys), "expires_at": made.expires_at}
+        return text, self._note(", ".join(sorted(made.keys)), "pass", order, after=side, evidence=evidence)
+
+    def _secret(self) -> bytes:
+        """What the workers sign with. Raises ConfigError where they could not know it."""
+        secret = own_secret(self._settings)
+        if not self._settings.secret_key and not (self._state / "secret_key").exists():
+            raise ConfigError(f"no key can be kept in {self._state}: set GATEWAY_SECRET_KEY, for the workers as well")
+        return secret
+
+    def _note(
+        self, key: str, action: str, order: Order, *, after: str = "", evidence: Mapping[str, Any] | None = None
+    ) -> Event:
         """Write down what was done outside the flag file."""
-        event = Event(0, utc_now(), printable(order.by), printable(order.why), key, "", "", "", "", action=action)
+        by, why = printable(order.by), printable(order.why)
+        event = Event(0, utc_now(), by, why, printable(key), "", after, "", "", evidence or {}, action)
         return Audit(self._state).append(event, urgent=True)
 
     def _allowed(self, route: Route, change: SetWeight | SetShadow, order: Order) -> Mapping[str, Any]:
@@ -126,3 +157,10 @@ def _basis_points(key: str, percent: object) -> int:
     if weight_bp is None:
         raise WrongValue(printable(key), PERCENT, str(percent)[:100])
     return weight_bp
+
+
+def _seconds(lifetime: str) -> int:
+    match = re.fullmatch(r"(\d{1,6})([smhd])", lifetime, re.ASCII)
+    if not match:
+        raise WrongValue("expires", "a time like 30m, 8h or 7d", lifetime)
+    return int(match[1]) * _UNITS_S[match[2]]

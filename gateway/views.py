@@ -7,12 +7,14 @@ seconds since the epoch unless they are text, which is ISO 8601.
 
 import fcntl
 import json
+import logging
 import os
 import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,10 @@ from .metrics import Facts
 from .model import FULL_BP, Flag, FlagSet, Outcome, Rollout, Route
 from .rollout.states import Ramp, Ramps, status
 from .settings import Settings
+from .shadow.keeper import status as shadow_status
 from .shadow.verdicts import Verdicts
+
+log = logging.getLogger(__name__)
 
 SIDES = ("legacy", "split", "fastapi")
 TOLERATED_BP = 10  # mismatches of a route without a plan
@@ -169,6 +174,8 @@ class Views:
         for instrument, count in _dropped(workers).items():
             if count:
                 yield f"{instrument}: {count} writes failed since the workers began"
+        for key, until in sorted(shadow_status(self._state).suspended.items()):
+            yield f"{key} is not replayed until {_iso(until)}: it took the process that replays along"
         lagging = sum(worker.version != flags.version for worker in workers)
         if lagging:
             yield f"{lagging} of {len(workers)} workers run another version of the flags"
@@ -341,12 +348,15 @@ def _template(rule: str) -> str:
 
 
 def publish_routes(state: Path, routes: Mapping[str, Route]) -> None:
-    """Let commands know the routes of a running worker, so that they need not load the applications."""
+    """Let commands know the routes of a running worker. Where that fails they load the applications themselves."""
     rows = [[r.key, r.rules, sorted(r.methods), sorted(r.ported), dict(r.paired)] for r in routes.values()]
-    state.mkdir(parents=True, exist_ok=True)
     fresh = state / f".{_ROUTES}.{os.getpid()}"
-    fresh.write_text(json.dumps({"at": time.time(), "routes": rows}))
-    fresh.replace(state / _ROUTES)
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps({"at": time.time(), "routes": rows}))
+        fresh.replace(state / _ROUTES)
+    except OSError as error:
+        log.warning("%s is not written: %s", state / _ROUTES, error.strerror)
 
 
 def published_routes(state: Path, workers: Iterable[Worker]) -> dict[str, Route] | None:
@@ -370,6 +380,10 @@ def _dropped(workers: Iterable[Worker]) -> dict[str, int]:
     for worker in workers:
         total.update(worker.dropped)
     return dict(total)
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
 def is_led(state: Path) -> bool:

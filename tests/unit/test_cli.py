@@ -15,8 +15,15 @@ from gateway import server
 from gateway.cli import _OPTIONS, main
 from gateway.decide import bucket
 from gateway.flags import FlagStore
+from gateway.journal import Journal
+from gateway.keys import own_secret
 from gateway.ledger import Ledger
+from gateway.model import Backend, Reason
+from gateway.passes import check
+from gateway.routes import RouteTable
 from gateway.settings import Settings
+from gateway.views import publish_routes
+from tests.support.apps import make_legacy, make_port
 
 FLAGS = """\
 version: 1
@@ -141,7 +148,7 @@ def test_why_explains_a_decision(gateway: Gateway) -> None:
 
     answer = gateway("why", "items.item", "--subject", "user:7")
     assert f"split: bucket {place / 100:g} % against a weight of 50 %" in answer.out
-    assert "items.item GET for user:7: " in answer.out
+    assert "GET items.item for user:7 is for " in answer.out
 
 
 def test_without_a_port_or_flags_everything_is_legacy(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +156,57 @@ def test_without_a_port_or_flags_everything_is_legacy(gateway: Gateway, monkeypa
     monkeypatch.delenv("GATEWAY_FLAGS")
     assert {("legacy", 0)} == {(route["side"], route["weight"]) for route in gateway("routes", "--json").data}
     assert "flags without a file: override none; 5 legacy, 0 split, 0 fastapi" in gateway("check").out
-    refused(gateway("set", "health", "5"), "--flags")
+    refused(gateway("override", "legacy"), "--flags")
+
+
+def test_why_takes_a_path_for_what_is_ported_in_part(gateway: Gateway, here: Path) -> None:
+    answer = gateway("why", "/api/items/7", "--subject", "user:pinned", "--json").data
+    assert ("items.item", "fastapi", "pinned") == tuple(answer[name] for name in ("key", "backend", "reason"))
+    refused(gateway("why", "/api/nothing"), "/api/nothing", "legacy")
+    refused(gateway("why", "/api/suggestions"), "only FastAPI has it")
+
+    (here / "halves.py").write_text(HALVES)
+    halves = ("--legacy", "halves:legacy", "--fastapi", "halves:port", "--flags", "halves.yaml")
+    (here / "halves.yaml").write_text("version: 1\nroutes:\n  item: fastapi\n")
+    refused(gateway("why", "item", *halves), "GET is ported for some of /new /old only; give a path instead")
+    backends = [gateway("why", path, *halves, "--json").data["backend"] for path in ("/new", "/old")]
+    assert ["fastapi", "legacy"] == backends
+    assert [] == [warning for warning in gateway("check", *halves, "--json").data["warnings"] if "no effect" in warning]
+
+
+HALVES = """\
+from fastapi import FastAPI
+from flask import Flask
+
+legacy = Flask("halves")
+legacy.add_url_rule("/new", "item", lambda: "")
+legacy.add_url_rule("/old", "item", legacy.view_functions["item"])
+port = FastAPI()
+port.add_api_route("/new", lambda: "", name="item")
+"""
+
+
+def test_why_of_a_past_request(gateway: Gateway, here: Path) -> None:
+    version = FlagStore(here / "flags.yaml", None, here / ".gateway").current.version
+    journal = Journal(here / ".gateway", 1_000_000)
+    journal.start()
+    journal.note("req-1", "health", "GET", "user:7", version, Backend.FASTAPI, Reason.STATIC, None, 200, False, False)
+    journal.close()
+    done = gateway("why", "req-1", "--legacy", "nowhere:app")
+    assert "GET health for user:7 at " in done.out
+    assert "fastapi answered 200" in done.out
+    assert "req-1" == gateway("why", "req-1", "--json").data["id"]
+    refused(gateway("why", "req-2"), "req-2: no such route")
+
+
+def test_why_at_another_time(gateway: Gateway) -> None:
+    gateway("set", "health", "0")
+    gateway("set", "health", "100", "--why", "ready")
+    then = gateway("log", "--json").data[0]["at"]
+    answer = gateway("why", "health", "--at", then, "--json").data
+    assert ("legacy", 0) == (answer["backend"], answer["weight"])
+    assert "fastapi" == gateway("why", "health", "--json").data["backend"]
+    refused(gateway("why", "health", "--at", "yesterday"), "yesterday")
 
 
 # --- changing -----------------------------------------------------------------------------------------------------
@@ -164,6 +221,92 @@ def test_set_changes_one_number_and_leaves_a_trace(gateway: Gateway, here: Path)
     (event,) = gateway("log", "--json").data
     assert ("items.list_items", 25, 12.5, "slower today") == tuple(event[n] for n in ("key", "before", "after", "why"))
     assert "@" in event["by"]
+
+
+def test_a_route_of_which_nothing_is_ported_says_what_to_write(gateway: Gateway, here: Path) -> None:
+    refused(gateway("set", "items.remove_item", "20"), '@app.delete("/api/items/{item_id}", name="items.remove_item")')
+    refused(gateway("shadow", "items.remove_item", "20"), "nothing of it is ported")
+    assert FLAGS == (here / "flags.yaml").read_text()
+    assert 0 == gateway("set", "items.remove_item", "5").code
+
+
+def test_beyond_its_evidence_a_weight_rises_only_with_force_and_a_reason(gateway: Gateway, here: Path) -> None:
+    (here / "flags.yaml").write_text(RAMPS)
+    blocked = gateway("set", "health", "50")
+    assert (3, "") == (blocked.code, blocked.out)
+    assert "gateway: health: blocked by its evidence: after 0 % the plan careful has 1 %\n" == blocked.err
+    refused(gateway("set", "health", "50", "--force"), "who insists has to say why")
+    assert RAMPS == (here / "flags.yaml").read_text()
+
+    assert 0 == gateway("set", "health", "50", "--force", "--why", "the fair begins").code
+    (event,) = gateway("log", "--json").data
+    assert ["after 0 % the plan careful has 1 %"] == event["evidence"]["missing"]
+    assert "the fair begins" == event["why"]
+    assert 0 == gateway("set", "health", "1").code
+
+
+RAMPS = """\
+version: 1
+rollouts:
+  careful: {steps: [1, 5, 100], every: 10m}
+routes:
+  health: {weight: 0, rollout: careful}
+"""
+
+
+def test_a_ramp_from_its_start(gateway: Gateway, here: Path) -> None:
+    assert "no route has a rollout" in gateway("rollouts").out
+    (here / "flags.yaml").write_text(RAMPS)
+    assert "no route has a rollout" in gateway("rollouts", "search").out
+    (view,) = gateway("rollouts", "--json").data
+    assert ("health", "careful", "not begun") == tuple(view[name] for name in ("name", "plan", "state"))
+    assert "not begun" in gateway("rollouts", "health").out
+
+    assert 0 == gateway("ramp", "search", "start", "--plan", "careful").code
+    assert f"{RAMPS}  search:\n    rollout: careful\n" == (here / "flags.yaml").read_text()
+    refused(gateway("ramp", "search", "start", "--plan", "carefl"), "did you mean 'careful'?")
+    refused(gateway("ramp", "health", "pause"), "no rollout is under way")
+    refused(gateway("ramp", "health", "stop"), "start, pause, resume", "'stop'")
+
+
+def test_a_shadow_is_set_and_undone(gateway: Gateway, here: Path) -> None:
+    done = gateway("shadow", "items.list_items", "10", "--why", "a look")
+    assert (0, True) == (done.code, done.out.startswith("items.list_items shadow: from 0 to 10 %, version "))
+    assert "{shadow: 10, weight: 25, cohort: items}" in (here / "flags.yaml").read_text()
+    refused(gateway("shadow", "items.list_items", "-1"), "0 to 100", "'-1'")
+    assert 0 == gateway("undo", "1").code
+    assert "nothing has been replayed" in gateway("verdicts").out
+
+
+def test_a_pass_for_a_tester(gateway: Gateway, here: Path) -> None:
+    done = gateway("token", "--for", "ann", "--key", "health", "--key", "search", "--expires", "2h", "--why", "review")
+    assert (0, 1) == (done.code, done.out.count("\n"))
+    assert done.err.startswith("for ann, fastapi for health, search, until ")
+    made = check(own_secret(Settings(state=str(here / ".gateway"))), done.out.strip(), time.time())
+    assert made is not None
+    assert (Backend.FASTAPI, {"health", "search"}, "ann") == (made.side, made.keys, made.who)
+    (event,) = gateway("log", "--json").data
+    assert ("pass", "review", made.id) == (event["action"], event["why"], event["evidence"]["id"])
+    assert done.out.strip() not in (here / ".gateway/audit.jsonl").read_text()
+
+    refused(gateway("token", "--for", "ann", "--key", "helth"), "did you mean 'health'?")
+    refused(gateway("token", "--for", "ann", "--expires", "31d"), "30 days")
+    refused(gateway("token", "--for", "ann", "--expires", "soon"), "30m, 8h or 7d", "'soon'")
+    refused(gateway("token", "--for", "ann", "--side", "flask"), "legacy or fastapi", "'flask'")
+
+
+def test_the_trail_is_verified_against_itself_and_against_a_head_that_was_kept(gateway: Gateway, here: Path) -> None:
+    assert "as it was written; head of nothing" in gateway("log", "--verify").out
+    gateway("set", "health", "5")
+    head = gateway("log", "--verify", "--json").data["head"]
+    gateway("set", "health", "6")
+    assert "as it was written; head 2:" in gateway("log", "--verify", "--head", head).out
+
+    trail = here / ".gateway/audit.jsonl"
+    trail.write_bytes(trail.read_bytes().replace(b'"after":5', b'"after":4'))
+    done = gateway("log", "--verify")
+    assert (1, True) == (done.code, done.err.startswith("gateway: line 1: "))
+    assert gateway("log", "--verify", "--json").data["problems"]
 
 
 def test_override_and_undo(gateway: Gateway, here: Path) -> None:
@@ -183,6 +326,7 @@ def test_log_shows_the_newest_of_one_key(gateway: Gateway) -> None:
     gateway("override", "fastapi", "--why", "\x1b[31m[red]x[/]")
 
     assert [2, 3] == [event["id"] for event in gateway("log", "health", "--limit", "2", "--json").data]
+    refused(gateway("log", "helth"), "helth", "'health'")
     shown = gateway("log")
     assert r"\x1b[31m[red]x[/]" in shown.out
     assert "\x1b" not in shown.out
@@ -208,6 +352,12 @@ WRONG = {
     "an event that never was": (["undo", "seven"], ["no event 'seven'"]),
     "why of an unknown key": (["why", "helth"], ["helth", "'health'"]),
     "why of a method it has not": (["why", "health", "--method", "PATCH"], ["PATCH", "GET"]),
+    "verdicts of an unknown key": (["verdicts", "helth"], ["helth", "'health'"]),
+    "forgetting an unknown key": (["verdicts", "helth", "--forget"], ["helth", "'health'"]),
+    "forgetting everything": (["verdicts", "--forget"], ["which route"]),
+    "rollouts of an unknown key": (["rollouts", "helth"], ["helth", "'health'"]),
+    "a ramp of an unknown key": (["ramp", "helth", "pause"], ["helth", "'health'"]),
+    "a shadow of an unknown key": (["shadow", "helth", "5"], ["helth", "'health'"]),
     "no application": (["routes", "--legacy", "nowhere:app"], ["legacy", "nowhere"]),
     "a control character": (["set", "he\x1b[31malth", "5"], [r"he\x1b[31malth"]),
 }
@@ -264,17 +414,17 @@ def test_waiting_ends_when_every_worker_runs_the_new_version(
     assert "1 of 1 live workers run it after " in done.out
 
 
-def test_a_key_that_a_running_worker_has_checked_is_set_without_importing_the_applications(
+def test_routes_that_a_running_worker_has_published_need_no_import_of_the_applications(
     gateway: Gateway, worker: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GATEWAY_LEGACY", "nowhere:app")
-    version = FlagStore(Path("flags.yaml"), None, Path(".gateway")).current.version
-    worker.seen(version)
-    while worker.workers()[0].version != version:
-        time.sleep(0.005)
-    refused(gateway("set", "items.nothing", "30"), "nowhere")
+    refused(gateway("set", "items.item", "30"), "nowhere")
+    publish_routes(Path(".gateway"), RouteTable(make_legacy(), make_port()).routes)
     assert 0 == gateway("set", "items.item", "30").code
-    refused(gateway("set", "items.item", "40"), "nowhere")  # the worker does not run that version yet
+    refused(gateway("set", "items.itm", "30"), "did you mean 'items.item'?")
+    refused(gateway("set", "items.remove_item", "30"), "nothing of it is ported")
+    worker.close()
+    refused(gateway("set", "items.item", "40"), "nowhere")  # what no live worker serves may have changed
 
 
 def test_waiting_names_the_laggards(gateway: Gateway, worker: Ledger) -> None:
@@ -298,6 +448,20 @@ def test_waiting_for_nobody_says_so(gateway: Gateway) -> None:
     assert (0, "no live worker in .gateway to wait for") == (done.code, done.out.splitlines()[1])
 
 
+def test_workers_and_what_is_wrong(gateway: Gateway, worker: Ledger) -> None:
+    gateway("override", "legacy")
+    shown = gateway("workers")
+    assert str(os.getpid()) in shown.out
+    assert "degraded: the panic switch is thrown: legacy" in shown.out
+    assert "degraded: 1 of 1 workers run another version of the flags" in shown.out
+    data = gateway("workers", "--json").data
+    assert ("an old one", "degraded") == (data["workers"][0]["version"], data["health"]["status"])
+
+
+def test_no_worker_is_no_error(gateway: Gateway) -> None:
+    assert "no live worker\n" == gateway("workers").out
+
+
 # --- serving ------------------------------------------------------------------------------------------------------
 
 
@@ -318,7 +482,7 @@ def test_every_option_of_serve_is_a_setting_and_exits_with_its_code(
         settings.stream_request,
     )
     assert "tests.support.apps:make_port" == settings.fastapi
-    assert set(Settings.__dataclass_fields__) - set(_OPTIONS) == {"secret_key", "identity"}
+    assert set(Settings.__dataclass_fields__) - set(_OPTIONS) == {"secret_key", "token", "identity"}
 
 
 def test_version(gateway: Gateway) -> None:
