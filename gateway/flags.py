@@ -625,8 +625,8 @@ def _watch_directory(path: Path, stop: threading.Event, changed: Callable[[], ob
             for _ in watchfiles.watch(
                 *directories,
                 watch_filter=None,
-                debounce=100,
-                step=20,
+                debounce=20,
+                step=5,
                 stop_event=stop,
                 yield_on_timeout=True,
                 raise_interrupt=False,

@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 _WAKE_S = 0.1  # between looks for what this worker has to tell
 _TURN_S = 0.5  # how long one edit waits for others
 _STRIKE_S = 60.0  # between looks for what can be forgotten
+_WANTED_S = 2.0  # how long one wish to lead lasts
 _MARGIN_S = 0.5  # a leader stops that long before Redis would let another one begin
 _BACK_OFF_S = (0.1, 2.0)  # first and longest pause between attempts to connect
 _KEYS = {name: f"{{gateway}}:{name}" for name in ("flags", "workers", "sums", "lease", "fence", "news", "turn")}
@@ -152,7 +153,7 @@ class Hosts:
         self._started_at = time.time()
         self._report = ("", "")
         self._sums = ""
-        self._wants_lease, self._token, self._lease_until = False, 0, 0.0
+        self._wanted_until, self._token, self._lease_until = 0.0, 0, 0.0
         self._follow: Callable[[], None] | None = None
         self._followed = -1  # the revision that this worker has looked at
         self._silent_until = 0.0  # what a process that does not take part has found out
@@ -273,21 +274,21 @@ class Hosts:
 
     # --- the leader
 
-    def lead(self, *, wanted: bool) -> None:
-        """Say whether this worker leads its host, and so wants to lead all of them."""
-        if wanted != self._wants_lease:
-            self._wants_lease = wanted
+    def contend(self) -> None:
+        """Want to lead all hosts for the next two seconds: a job for whoever leads this one, several times a second."""
+        idle = time.monotonic() > self._wanted_until
+        self._wanted_until = time.monotonic() + _WANTED_S
+        if idle:
             self._stirred.set()
 
-    @property
-    def leading(self) -> bool:
+    def held(self) -> bool:
         """Whether this worker leads all hosts right now. By a clock that nobody can set."""
         return time.monotonic() < self._lease_until
 
     @property
     def token(self) -> int:
         """What the leader's edits carry, so that those of an older leader are refused; 0: this is not the leader."""
-        return self._token if self.leading else 0
+        return self._token if self.held() else 0
 
     # --- the thread
 
@@ -318,7 +319,7 @@ class Hosts:
                 if self.trouble:
                     log.warning("hosts: Redis answers again")
                     self.trouble, self._followed = "", -1
-                self._contend()
+                self._renew()
                 if number != self._followed and self._follow:
                     self._followed = number  # before: who edits the file meanwhile stirs again
                     self._follow()
@@ -338,9 +339,9 @@ class Hosts:
         values = [self._who, json.dumps(report), self.host, self._sums]
         return int(self._redis.eval(_BEAT, 3, *_keys("flags", "workers", "sums"), *values))
 
-    def _contend(self) -> None:
+    def _renew(self) -> None:
         """Take, renew or give up the lease. It is counted from before the question: Redis counts from after."""
-        if not self._wants_lease:
+        if time.monotonic() > self._wanted_until:
             if self._token:
                 self._resign()
             return

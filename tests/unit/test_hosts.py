@@ -49,13 +49,24 @@ class Host:
             self.file.write_text(text)
         self.hosts = Hosts(url, self.state)
         self.store = FlagStore(self.file, known, self.state, self.hosts)
+        self.contending, self._left = threading.Event(), threading.Event()
+        self._leader = threading.Thread(target=self._lead)
+
+    def _lead(self) -> None:
+        """As the leader of the host does, while `contending` is set."""
+        while not self._left.wait(0.05):
+            if self.contending.is_set():
+                self.hosts.contend()
 
     def __enter__(self) -> "Host":
         self.hosts.seen(self.store.current.version)
         self.hosts.start(self.store.follow)
+        self._leader.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._left.set()
+        self._leader.join()
         self.hosts.close()
 
     @property
@@ -364,13 +375,13 @@ def test_one_worker_leads_all_hosts_and_its_death_has_a_successor_within_the_lea
     tmp_path: Path, server: RedisServer, wire: Cable
 ) -> None:
     with group(tmp_path, wire.url, server.url) as (x, y):
-        x.hosts.lead(wanted=True)
-        soon(lambda: x.hosts.leading)
-        y.hosts.lead(wanted=True)
+        x.contending.set()
+        soon(x.hosts.held)
+        y.contending.set()
         token = x.hosts.token
         wire.cut = True
-        took_s = soon(lambda: y.hosts.leading, hosts.LEASE_S + 2 * hosts.BEAT_S)
-        assert not x.hosts.leading
+        took_s = soon(y.hosts.held, hosts.LEASE_S + 2 * hosts.BEAT_S)
+        assert not x.hosts.held()
         assert took_s < hosts.LEASE_S + 1.5 * hosts.BEAT_S
         assert token < y.hosts.token
 
@@ -378,22 +389,22 @@ def test_one_worker_leads_all_hosts_and_its_death_has_a_successor_within_the_lea
 def test_a_leader_that_stops_makes_room_at_once(tmp_path: Path, server: RedisServer) -> None:
     with Host(tmp_path / "y", server.url) as y:
         with Host(tmp_path / "x", server.url) as x:
-            x.hosts.lead(wanted=True)
-            soon(lambda: x.hosts.leading)
-            y.hosts.lead(wanted=True)
-        assert soon(lambda: y.hosts.leading) < 2 * hosts.BEAT_S
+            x.contending.set()
+            soon(x.hosts.held)
+            y.contending.set()
+        assert soon(y.hosts.held) < 2 * hosts.BEAT_S
         assert 0 == x.hosts.token
 
 
 def test_an_edit_of_yesterdays_leader_is_refused(tmp_path: Path, server: RedisServer) -> None:
     with group(tmp_path, server.url, server.url) as (x, y):
-        x.hosts.lead(wanted=True)
-        soon(lambda: x.hosts.leading)
+        x.contending.set()
+        soon(x.hosts.held)
         yesterday = x.hosts.token
         x.store.edit(SetWeight("a", 3000), by="ramp", fence=yesterday)
-        x.hosts.lead(wanted=False)
-        y.hosts.lead(wanted=True)
-        soon(lambda: y.hosts.leading)
+        x.contending.clear()
+        y.contending.set()
+        soon(y.hosts.held)
         with pytest.raises(FlagConflict, match="another one has taken over"):
             x.store.edit(SetWeight("a", 9000), by="ramp", fence=yesterday)
         assert (30, 30) == (x.weight, y.weight)
