@@ -17,7 +17,7 @@ database itself is only read.
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from time import monotonic, perf_counter
@@ -100,6 +100,7 @@ async def contained(
     scope = {**scope, "extensions": {**scope.get("extensions", {}), EXTENSION: run}}
     with _watching(engine, run.guard), recording(run.record, alone=True), guarding(run.guard):
         timed_out, poisoned = await _drive(answer.ask(app, scope), timeout_s)
+        poisoned = poisoned or run.attached
     why = "it took too long" if timed_out else run.why or answer.why
     if poisoned:
         why = "it could not be stopped"
@@ -139,32 +140,45 @@ class Run:
                 self._stage.begin(connection)
                 self.record.catalog = Catalog.of(connection)
                 self._stage.undo(connection, self.record.catalog, self._undo)
-        except Unlike as error:
-            self.why = str(error)
-            connection.invalidate()
-            raise Refused(str(error)) from None
+        except Exception as error:  # noqa: BLE001 - whatever it is, there is no containment
+            self.why = str(error) if isinstance(error, Unlike) else f"it could not begin: {error}"
+            _abandon(connection)
+            raise Refused(self.why) from None
         self.record.connection = connection
         self.why = "the application did not come to its end"  # until it detaches
 
+    @property
+    def attached(self) -> bool:
+        return self.record.connection is not None
+
     def detach(self) -> None:
-        """Read what was changed and roll back; the connection may be closed or used again afterwards."""
+        """Read what was changed and roll back. Never raises; the connection is to be closed afterwards."""
         connection, stage = self.record.connection, self._stage
         if connection is None or stage is None:
             self.why = self.record.why or self.why
             return
         self.record.connection = None
-        if connection.closed or connection.invalidated:
-            self.why = "the connection was lost"
-            return
-        with self.record.at_ease():
-            places = self.record.finish(connection)
-            committed = bool(places or self._undo) and not stage.in_transaction(connection)
-            connection.rollback()
-            self.why = self._verify(connection, places)
-            stage.end(connection)
+        try:
+            with self.record.at_ease():
+                self.why = self._leave(connection, stage)
+        except Exception as error:
+            self.why = f"it could not be looked at: {error}"
+            log.debug("a contained request", exc_info=True)
+            _abandon(connection)
+
+    def _leave(self, connection: "Connection", stage: Stage) -> str:
+        if connection.closed or connection.invalidated or not connection.in_transaction():
+            _abandon(connection)
+            return "the connection or its transaction was lost"
+        places = self.record.finish(connection)
+        committed = bool(places or self._undo) and not stage.in_transaction(connection)
+        connection.rollback()
         if committed:
-            self.why = "the application ended the transaction by itself, past SQLAlchemy"
-            log.critical("shadow: a write was not contained: %s", self.why)
+            log.critical("shadow: a write was not contained: the application has committed it, past SQLAlchemy")
+            return "the application has committed"
+        why = self._verify(connection, places)
+        stage.end(connection)
+        return why
 
     def _verify(self, connection: "Connection", places: Mapping[Place, Row | None]) -> str:
         """Whether all rows that were touched are again what they were before."""
@@ -175,6 +189,14 @@ class Run:
         if different:
             return f"row {different[0][1]} of {different[0][0]} is not what it was: somebody else has changed it"
         return self.record.why
+
+
+def _abandon(connection: "Connection") -> None:
+    """Roll back past SQLAlchemy, which may believe that there is nothing to roll back, and never use it again."""
+    with suppress(Exception):
+        connection.engine.dialect.do_rollback(connection.connection)
+    with suppress(Exception):
+        connection.invalidate()
 
 
 class Record(Recorder):
