@@ -17,21 +17,22 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from . import show
-from .errors import Blocked, ConfigError, GatewayError
+from .errors import Blocked, ConfigError, GatewayError, NotShared
 from .settings import Settings
 
 if TYPE_CHECKING:
     from .audit import Event
     from .flags import FlagStore
-    from .ledger import Worker
+    from .hosts import Hosts
     from .model import Route
     from .orders import Order, Orders
     from .routes import Pair
-    from .views import Views
+    from .views import AnyWorker, Views
     from .why import Explanation
 
 POLL_S = 0.02  # between looks at the acknowledgements of the workers
-LATE, WRONG, BLOCKED = 1, 2, 3  # exit codes
+LATE, WRONG, BLOCKED = 1, 2, 3
+_EXIT_CODES = {NotShared: LATE, Blocked: BLOCKED}
 
 app = typer.Typer(
     name="gateway",
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except GatewayError as error:
         for line in str(error).splitlines():
             show.complain(line)
-        sys.exit(BLOCKED if isinstance(error, Blocked) else WRONG)
+        sys.exit(next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), WRONG))
 
 
 # --- options ------------------------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ def set_(  # noqa: PLR0913  # options of a command
     """Let FastAPI serve PERCENT of the subjects of a route."""
     desk = _desk(settings)
     (event,) = desk.orders.change(key, {"weight": percent}, _order(why, if_version, force=force))
-    _report(settings, event, timeout if wait else None, as_json=as_json)
+    _report(desk, event, timeout if wait else None, as_json=as_json)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -205,7 +206,7 @@ def shadow(  # noqa: PLR0913  # options of a command
     """Replay PERCENT of the requests of a route on the other side, after the client has its answer."""
     desk = _desk(settings)
     (event,) = desk.orders.change(key, {"shadow": percent}, _order(why, if_version))
-    _report(settings, event, timeout if wait else None, as_json=as_json)
+    _report(desk, event, timeout if wait else None, as_json=as_json)
 
 
 @app.command()
@@ -223,8 +224,9 @@ def override(  # options of a command
 
     Does not import the applications: it has to work when they do not.
     """
-    event = _Desk(settings).orders.override(side, _order(why))
-    _report(settings, event, timeout if wait else None, as_json=as_json)
+    desk = _Desk(settings)
+    event = desk.orders.override(side, _order(why))
+    _report(desk, event, timeout if wait else None, as_json=as_json)
 
 
 @app.command()
@@ -357,8 +359,9 @@ def undo(  # noqa: PLR0913  # options of a command
     as_json: Json = False,
 ) -> None:
     """Put back what an event changed."""
-    done = _Desk(settings).orders.undo(event, _order(why, force=force))
-    _report(settings, done, timeout if wait else None, as_json=as_json)
+    desk = _Desk(settings)
+    done = desk.orders.undo(event, _order(why, force=force))
+    _report(desk, done, timeout if wait else None, as_json=as_json)
 
 
 @app.command()
@@ -411,17 +414,23 @@ class _Desk:
         self.settings, self.routes = settings, routes
 
     @cached_property
+    def hosts(self) -> "Hosts | None":
+        from .hosts import Hosts
+
+        return Hosts.of(self.settings)
+
+    @cached_property
     def store(self) -> "FlagStore":
         from .flags import FlagStore
 
         flags, known = self.settings.flags, None if self.routes is None else frozenset(self.routes)
-        return FlagStore(Path(flags) if flags else None, known, self.settings.state_dir)
+        return FlagStore(Path(flags) if flags else None, known, self.settings.state_dir, self.hosts)
 
     @cached_property
     def views(self) -> "Views":
         from .views import Views
 
-        return Views(self.settings, self.store, self.routes)
+        return Views(self.settings, self.store, self.routes, self.hosts)
 
     @cached_property
     def orders(self) -> "Orders":
@@ -557,15 +566,15 @@ def _by_key(desk: _Desk, key: str, method: str) -> "Route":
 # --- acknowledgement ----------------------------------------------------------------------------------------------
 
 
-def _report(settings: Settings, event: "Event", timeout_s: float | None, *, as_json: bool) -> None:
+def _report(desk: _Desk, event: "Event", timeout_s: float | None, *, as_json: bool) -> None:
     """Say what an edit did and, with a timeout, wait for the workers. Exits with 1 when one does not follow."""
     answer = asdict(event)
-    followers: list[Worker] = []
-    laggards: list[Worker] = []
+    followers: list[AnyWorker] = []
+    laggards: list[AnyWorker] = []
     started = time.monotonic()
     if timeout_s is not None:
-        followers, laggards = _wait(settings, event.version, timeout_s)
-        answer |= {"workers": len(followers) + len(laggards), "laggards": {w.pid: _excuse(w) for w in laggards}}
+        followers, laggards = _wait(desk, event.version, timeout_s)
+        answer |= {"workers": len(followers) + len(laggards), "laggards": {_name(w): _excuse(w) for w in laggards}}
     if as_json:
         show.as_json(answer)
     else:
@@ -575,31 +584,35 @@ def _report(settings: Settings, event: "Event", timeout_s: float | None, *, as_j
         show.say(f"{what}: {change}, version {event.version}" + (f", event {event.id}" if event.id else ""))
         if timeout_s is not None:
             took_ms, total = (time.monotonic() - started) * 1000, len(followers) + len(laggards)
-            nobody = f"no live worker in {settings.state} to wait for"
+            nobody = f"no live worker in {desk.settings.state} to wait for"
             show.say(f"{len(followers)} of {total} live workers run it after {took_ms:.0f} ms" if total else nobody)
         for worker in laggards:
-            show.complain(f"worker {worker.pid} {_excuse(worker)}")
+            show.complain(f"worker {_name(worker)} {_excuse(worker)}")
     if laggards:
         raise typer.Exit(LATE)
 
 
-def _wait(settings: Settings, version: str, timeout_s: float) -> "tuple[list[Worker], list[Worker]]":
+def _wait(desk: _Desk, version: str, timeout_s: float) -> "tuple[list[AnyWorker], list[AnyWorker]]":
     """The live workers that run `version`, or what the file says by then, and those that do not."""
     from .flags import version_on_disk
-    from .ledger import Ledger
 
-    ledger, accepted = Ledger(settings.state_dir), {version}
-    deadline = time.monotonic() + timeout_s
+    accepted, deadline = {version}, time.monotonic() + timeout_s
     while True:
-        accepted.add(version_on_disk(Path(settings.flags)))
-        workers = ledger.workers()
+        accepted.add(version_on_disk(Path(desk.settings.flags)))
+        workers = desk.views.live_workers()
         laggards = [worker for worker in workers if worker.version not in accepted]
         if not (laggards and time.monotonic() < deadline):
             return [worker for worker in workers if worker not in laggards], laggards
         time.sleep(POLL_S)
 
 
-def _excuse(worker: "Worker") -> str:
+def _name(worker: "AnyWorker") -> str:
+    import socket
+
+    return str(worker.pid) if worker.host == socket.gethostname() else f"{worker.host}/{worker.pid}"
+
+
+def _excuse(worker: "AnyWorker") -> str:
     if worker.rejected:
         return f"rejects the flag file: {worker.rejected}"
     return f"still runs version {worker.version}" if worker.version else "runs without a flag file"

@@ -33,10 +33,12 @@ from .errors import (
     FlagsReadOnly,
     GatewayError,
     NotPorted,
+    NotShared,
     UnknownKey,
 )
 from .flagfile import PERCENT, printable
 from .flags import FlagStore, version_on_disk
+from .hosts import Hosts
 from .orders import Order, Orders
 from .settings import Settings
 from .views import Views, dumps
@@ -60,6 +62,7 @@ _STATUS = {  # of what may go wrong on purpose; the first that fits
     UnknownKey: 404,
     FlagConflict: 409,
     FlagsReadOnly: 409,
+    NotShared: 503,
     NotPorted: 422,
     Blocked: 422,
     GatewayError: 400,
@@ -125,12 +128,14 @@ class Call:
 class Control:
     """An ASGI application for what it `owns`. `routes` are those of the applications that this worker serves."""
 
-    def __init__(self, settings: Settings, flags: FlagStore, routes: Mapping[str, model.Route]) -> None:
+    def __init__(
+        self, settings: Settings, flags: FlagStore, routes: Mapping[str, model.Route], hosts: Hosts | None = None
+    ) -> None:
         if 0 < len(settings.token) < MIN_TOKEN_CHARS:
             raise ConfigError(f"token: expected at least {MIN_TOKEN_CHARS} characters, not {len(settings.token)}")
         self._token = settings.token.encode()
         self._flags, self._file, self._state = flags, settings.flags, settings.state_dir
-        self._views = Views(settings, flags, routes)
+        self._views = Views(settings, flags, routes, hosts)
         self._orders = Orders(settings, flags, self._views)
         self._threads = CapacityLimiter(THREADS)
         self._metrics, self._metrics_at, self._metrics_lock = b"", -METRICS_S, Lock()

@@ -13,6 +13,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -20,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from .audit import Audit
-from .errors import Blocked, NotPorted, UnknownKey
+from .errors import Blocked, NotPorted, NotShared, UnknownKey
 from .flagfile import percent, printable
 from .flags import FlagStore
+from .hosts import Hosts, HostWorker
 from .ledger import Ledger, Worker
 from .metrics import Facts
 from .model import FULL_BP, Flag, FlagSet, Outcome, Rollout, Route
@@ -37,6 +39,7 @@ SIDES = ("legacy", "split", "fastapi")
 TOLERATED_BP = 10  # mismatches of a route without a plan
 
 View = dict[str, Any]
+AnyWorker = Worker | HostWorker
 
 _ROUTES = "routes.json"
 _IMPLIED = frozenset({"HEAD", "OPTIONS"})  # Flask adds them, FastAPI does not: nobody misses them
@@ -46,8 +49,14 @@ _PARAMETER = re.compile(r"<(?:(\w+)(?:\(.*?\))?:)?(\w+)>", re.ASCII)
 class Views:
     """Answers about one gateway. Reads files and SQLite: an event loop asks in a thread."""
 
-    def __init__(self, settings: Settings, flags: FlagStore, routes: Mapping[str, Route] | None = None) -> None:
-        self._settings, self._state = settings, settings.state_dir
+    def __init__(
+        self,
+        settings: Settings,
+        flags: FlagStore,
+        routes: Mapping[str, Route] | None = None,
+        hosts: Hosts | None = None,
+    ) -> None:
+        self._state, self._hosts = settings.state_dir, hosts
         self._store, self._known = flags, routes
         self._ledger, self._trail, self._verdicts = Ledger(self._state), Audit(self._state), Verdicts(self._state)
 
@@ -138,8 +147,15 @@ class Views:
         return [view for view in views if key in ("", *view["keys"])]
 
     def workers(self) -> list[View]:
-        """The live workers, and the flags each of them runs."""
-        return [asdict(worker) for worker in self._ledger.workers()]
+        """The live workers of all hosts, and the flags each of them runs."""
+        return [asdict(worker) for worker in self.live_workers()]
+
+    def live_workers(self) -> Sequence[AnyWorker]:
+        """Those of all hosts, as far as they can be reached."""
+        with suppress(NotShared):
+            if self._hosts:
+                return self._hosts.workers()
+        return self._ledger.workers()
 
     def audit(self, key: str = "", limit: int = 0) -> list[View]:
         """Who changed what, newest last: all, or the last `limit` of one key."""
@@ -153,7 +169,7 @@ class Views:
 
     def health(self) -> View:
         """One word, and what is wrong in sentences; the most urgent first."""
-        workers = self._ledger.workers()
+        workers = self.live_workers()
         problems = list(self._problems(workers))
         return {
             "status": "degraded" if problems else "ok",
@@ -163,15 +179,17 @@ class Views:
             "led": is_led(self._state),
         }
 
-    def _problems(self, workers: Sequence[Worker]) -> Iterator[str]:
+    def _problems(self, workers: Sequence[AnyWorker]) -> Iterator[str]:
         flags = self._store.current
-        for reason in sorted({self._store.rejected, *(worker.rejected for worker in workers)} - {""}):
-            yield f"the flag file on disk is not in force: {reason}"
+        for reason in dict.fromkeys(
+            [*self._store.trouble, *(worker.rejected for worker in workers if worker.rejected)]
+        ):
+            yield f"the flags on disk are not in force everywhere: {reason}"
         if flags.override:
             yield f"the panic switch is thrown: {flags.override.value}"
         for key in sorted(flags.held):
             yield f"{key} is held on legacy by the breaker of a worker"
-        for instrument, count in _dropped(workers).items():
+        for instrument, count in _dropped(self._ledger.workers()).items():
             if count:
                 yield f"{instrument}: {count} writes failed since the workers began"
         for key, until in sorted(shadow_status(self._state).suspended.items()):
