@@ -268,10 +268,6 @@ class Hosts:
         rows = self._ask(lambda redis: redis.hgetall(_KEYS["sums"]))
         return {host: _stamped(row)[1] for host, row in rows.items()}
 
-    def total(self) -> Any:
-        """The sums of all hosts, added up. Raises NotShared."""
-        return add_up(list(self.sums().values()))
-
     # --- the leader
 
     def contend(self) -> None:
