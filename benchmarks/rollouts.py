@@ -27,6 +27,7 @@ REMEMBERED = 20_000  # answers of legacy before the ramp
 COMPARED = 2000  # shadow comparisons in each step
 LATENCY = NormalDist(log(0.04), 0.6)  # of the logarithm of seconds: median 40 ms, p95 107 ms
 GIVE_UP = 2000  # answers of the port
+GOOD = 5000  # answers of the port before it turns worse
 CHUNKS = 10  # tasks per question
 
 Outcome = int | None  # answers of the port until the proof; None: no proof
@@ -197,6 +198,16 @@ def harm(world: World, weight_bp: int, rng: Random) -> Outcome:
     return Walk(rng, world, begin(PLAN, memory(rng, world)), weight_bp).run(GIVE_UP)
 
 
+def late_harm(world: World, weight_bp: int, rng: Random) -> Outcome:
+    """A port that turns worse in the middle of a step; answers after that."""
+    walk = Walk(rng, replace(world, port=world.legacy), begin(PLAN, memory(rng, world)), weight_bp)
+    if walk.run(GOOD) is not None:
+        return 0
+    walk.world = world
+    seen = walk.run(GOOD + GIVE_UP)
+    return seen and seen - GOOD
+
+
 def patience(world: World, weight_bp: int, rng: Random) -> Outcome:
     """Answers of the port until the judge lets a healthy one go on; asked every 20."""
     evidence = begin(PLAN, memory(rng, replace(world, slowdown=1)))
@@ -303,6 +314,10 @@ def harms() -> dict[str, Callable[[Random], Outcome]]:
     }
 
 
+def late_harms() -> dict[str, Callable[[Random], Outcome]]:
+    return {f"{percent(weight_bp)} on the port": partial(late_harm, BAD, weight_bp) for weight_bp in WEIGHTS_BP}
+
+
 def slowdowns() -> dict[str, Callable[[Random], Outcome]]:
     return {
         f"{slowdown:g} times as slow, {percent(weight_bp)} on the port": partial(
@@ -342,6 +357,7 @@ def main(plan: Plan) -> None:
         lab = Lab(pool, share)
         results = {
             "harm": waits("Errors 0.1 % -> 5 %: answers of the port until the rollback", harms(), lab, 1000),
+            "late harm": waits(f"The same after {GOOD} good answers", late_harms(), lab, 200),
             "tripwire": waits("Tripwire: answers of the port, of 20", breakages(), lab, 10_000),
             "tripwire, false": waits("Tripwire: alarms within 2000 answers of the port", quiet(), lab, 1000),
             "advance": waits("Healthy: answers of the port until the next step", patiences(), lab, 20),

@@ -111,6 +111,8 @@ def upper_bound(count: Count, alpha: float) -> float:
     A confidence sequence: wrong at any time at all with at most probability `alpha`.
     """
     total, bad = count
+    if bad == total:
+        return 1.0
     mixture = lgamma(bad + 0.5) + lgamma(total - bad + 0.5) - lgamma(total + 1) - log(pi)
     low, high = count.share, 1.0
     for _ in range(40):
@@ -177,8 +179,9 @@ class Contrast:
         return self._both(log_e_above(port, limit, self._harm), log_e_above(fresh, limit, self._harm))
 
     def _both(self, whole: float, fresh: float) -> float:
-        """The mean of both bets; the parts 1/2, 1/6, 1/12 ... of the epochs sum up to 1."""
-        return _log_mean((whole, fresh - log(self._epoch * (self._epoch + 1))))
+        """The mean of both bets. Epochs get 1/2, 1/6, 1/12 ... of the second one; what is left is not at stake yet."""
+        part, rest = 1 / (self._epoch * (self._epoch + 1)), 1 / (self._epoch + 1)
+        return _log_mean((whole, _log_mean((fresh + log(2 * part), log(2 * rest)))))
 
     @property
     def legacy(self) -> Count:
