@@ -16,6 +16,7 @@ from .model import Backend
 from .routes import RouteTable, hand_over
 from .settings import Settings
 from .turn import Parts, Turn
+from .views import publish_routes
 from .wsgi import WsgiBackend, a2wsgi_backend
 
 log = logging.getLogger("gateway")
@@ -146,6 +147,8 @@ def create_app() -> Gateway:
     if settings.route_once and flask_app is not None:
         hand_over(flask_app)
     build = a2wsgi_backend if settings.bridge == "a2wsgi" else WsgiBackend
+    instruments = Instruments(settings, flags) if settings.ledger else None
+    publish_routes(settings.state_dir, routes.routes)  # last: what is older than the workers is not theirs
     return Gateway(
         settings,
         routes=routes,
@@ -153,5 +156,5 @@ def create_app() -> Gateway:
         identity=IdentityBridge(flask_app, settings, own_secret(settings)),
         legacy=build(wsgi, settings, multiprocess=settings.workers > 1),
         fastapi=fastapi_app,
-        instruments=Instruments(settings, flags) if settings.ledger else None,
+        instruments=instruments,
     )

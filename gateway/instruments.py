@@ -31,6 +31,7 @@ class Instruments:
         self.journal = Journal(state, settings.journal_bytes)
         self._verdicts = Verdicts(state)
         self.shadow = Shadow(settings, state, self._verdicts)
+        self.ledger.answer_for(journal=self.journal, verdicts=self._verdicts)
         self._keeper = Keeper(settings, state, self._verdicts)
         self._leader = Leader(state, [self._keep_shadow])
 
