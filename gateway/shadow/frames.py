@@ -5,6 +5,7 @@ No pickle: the head is data, whoever wrote it.
 
 import asyncio
 import struct
+from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -40,7 +41,7 @@ def pack(exchange: Exchange) -> tuple[bytes, ...]:
             texts,
             (control.backend.value, control.status, control.headers, control.duration_s, control.error),
             exchange.ignore,
-            exchange.rows and [(row.table, row.key, row.before, row.after) for row in exchange.rows],
+            exchange.rows and [(row.table, row.key, _plain(row.before), _plain(row.after)) for row in exchange.rows],
         ),
         _tagged,
         orjson.OPT_PASSTHROUGH_DATETIME,
@@ -95,6 +96,10 @@ _READ: dict[str, Any] = {
     "time": time.fromisoformat,
     "timedelta": lambda text: timedelta(seconds=float(text)),
 }
+
+
+def _plain(row: Mapping[str, object] | None) -> dict[str, object] | None:
+    return None if row is None else {str(name): value for name, value in row.items()}  # SQLAlchemy's names are no str
 
 
 def _tagged(value: object) -> dict[str, str]:

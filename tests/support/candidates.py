@@ -8,18 +8,32 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import jwt
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, jsonify, request, session
 
 MIB = 1_048_576
+SECRET = "b5d1f0a7c3e94826917fe0d2a4c6b8935e7d"
+IDENTITY = {
+    "GATEWAY_IDENTITY_CLAIMS": "user_id=sub",
+    "GATEWAY_IDENTITY_ISSUER": "tests",
+    "GATEWAY_IDENTITY_AUDIENCE": "tests",
+}
 
 _numbers = count()
+
+
+class Line(JSONResponse):
+    """JSON as Flask spells it."""
+
+    def render(self, content: Any) -> bytes:
+        return super().render(content) + b"\n"
 
 
 def note(event: str) -> None:
@@ -29,9 +43,24 @@ def note(event: str) -> None:
 
 def make_legacy() -> Flask:
     app = Flask("candidates", static_folder=None)
-    names = ["same", "other", "clock", "raises", "exits", "dies", "forever", "deaf", "sleeps", "endless"]
-    for name in [*names, "huge", "memory", "leaks", "background", "subject", "task_exits"]:
+    app.secret_key = SECRET
+    names = ["same", "other", "raises", "exits", "dies", "forever", "deaf", "sleeps", "endless"]
+    for name in [*names, "huge", "memory", "leaks", "background", "task_exits"]:
         app.add_url_rule(f"/{name}", name, lambda: jsonify(value=1))
+
+    @app.get("/clock")
+    def clock() -> Response:
+        return jsonify(value=next(_numbers))
+
+    @app.get("/me")
+    def me() -> Response:
+        note("legacy was asked for me")
+        return jsonify(me=session.get("user_id"))
+
+    @app.get("/sign-in")
+    def sign_in() -> Response:
+        session["user_id"] = 7
+        return jsonify(me=7)
 
     @app.get("/hangs")
     def hangs() -> Response:
@@ -57,16 +86,17 @@ def make_legacy() -> Flask:
     return app
 
 
-def make_port() -> FastAPI:  # noqa: C901
+def make_port() -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         yield {"greeting": "hello"}
 
-    app = FastAPI(lifespan=lifespan)
+    app = FastAPI(lifespan=lifespan, default_response_class=Line)
     kept: list[bytes] = []
 
     @app.get("/same", name="same")
     async def same(request: Request) -> dict[str, int]:
+        note(f"{os.getpid()} same")
         assert request.state.greeting == "hello"
         assert request.scope["extensions"]["gateway"] == {"shadow": True}
         return {"value": 1}
@@ -78,6 +108,13 @@ def make_port() -> FastAPI:  # noqa: C901
     @app.get("/clock", name="clock")
     async def clock() -> dict[str, int]:
         return {"value": next(_numbers)}
+
+    @app.get("/me", name="me")
+    async def me(request: Request) -> dict[str, Any]:
+        note("the port was asked for me")
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        claims = jwt.decode(token, SECRET, ["HS256"], audience="tests", issuer="tests") if kind else {}
+        return {"me": int(claims["sub"]) if claims else None}
 
     @app.get("/raises", name="raises")
     async def raises() -> None:
@@ -105,11 +142,9 @@ def make_port() -> FastAPI:  # noqa: C901
 
     @app.get("/deaf", name="deaf")
     async def deaf() -> None:
-        while True:
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                note("deaf was told to stop")
+        while not Path("enough").exists():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
 
     @app.get("/sleeps", name="sleeps")
     async def sleeps() -> None:
@@ -145,7 +180,7 @@ def make_port() -> FastAPI:  # noqa: C901
         async def fail() -> None:
             raise LookupError
 
-        return JSONResponse({"value": 1}, background=BackgroundTask(fail))
+        return Line({"value": 1}, background=BackgroundTask(fail))
 
     @app.get("/hangs", name="hangs")
     async def hangs() -> dict[str, int]:

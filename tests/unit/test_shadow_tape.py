@@ -200,7 +200,12 @@ async def test_an_exchange_crosses_the_socket_unchanged() -> None:
         "songs",
         (1, "a"),
         None,
-        {"price": Decimal("1.10"), "at": datetime(2026, 1, 2, 3, 4, 5, 6), "cover": b"\x00\xff", "tags": {"a": [1, None]}},
+        {
+            "price": Decimal("1.10"),
+            "at": datetime(2026, 1, 2, 3, 4, 5, 6),
+            "cover": b"\x00\xff",
+            "tags": {"a": [1, None]},
+        },
     )
     exchange = exchange_of(tape, subject="user:7", ignore=("$.at",), rows=(row,))
     assert exchange is not None
