@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .control import Control
 from .flags import FlagStore
+from .hosts import Hosts
 from .identity import IdentityBridge, own_secret
 from .instruments import Instruments
 from .loading import load_pair
@@ -143,7 +144,8 @@ def create_app() -> Gateway:
     settings = Settings.load()
     wsgi, flask_app, fastapi_app = load_pair(settings)
     routes = RouteTable(flask_app, fastapi_app)
-    flags = FlagStore(Path(settings.flags) if settings.flags else None, routes.keys, settings.state_dir)
+    hosts = Hosts.of(settings)
+    flags = FlagStore(Path(settings.flags) if settings.flags else None, routes.keys, settings.state_dir, hosts)
     if settings.route_once and flask_app is not None:
         hand_over(flask_app)
     build = a2wsgi_backend if settings.bridge == "a2wsgi" else WsgiBackend

@@ -8,11 +8,13 @@ from collections.abc import Iterable
 
 from starlette.types import Receive, Scope
 
+from .census import Census
 from .flags import FlagStore
+from .hosts import Hosts
 from .journal import Journal, accept, new_id
 from .ledger import Ledger
 from .model import Backend, Flag
-from .rollout.leader import Leader
+from .rollout.leader import Job, Leader
 from .settings import Settings
 from .shadow.client import Shadow
 from .shadow.keeper import Keeper
@@ -23,7 +25,7 @@ from .shadow.verdicts import Verdicts
 class Instruments:
     """All of them, between `start` and `stop`."""
 
-    def __init__(self, settings: Settings, flags: FlagStore) -> None:
+    def __init__(self, settings: Settings, flags: FlagStore, hosts: Hosts | None = None) -> None:
         state = settings.state_dir
         self._settings, self._flags = settings, flags
         self._id_header = settings.request_id_header.lower().encode("latin-1")
@@ -33,7 +35,10 @@ class Instruments:
         self.shadow = Shadow(settings, state, self._verdicts)
         self.ledger.answer_for(journal=self.journal, verdicts=self._verdicts)
         self._keeper = Keeper(settings, state, self._verdicts)
-        self._leader = Leader(state, [self._keep_shadow])
+        jobs: list[Job] = [self._keep_shadow]
+        if hosts:
+            jobs += [hosts.contend, Census(hosts, self.ledger, self._verdicts.tallies).share]
+        self._leader = Leader(state, jobs)
 
     def id_of(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """What a request is called: as the proxy in front says, if it says anything, or else as we do."""
