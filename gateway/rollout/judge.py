@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from math import ceil, inf, log
 
-from gateway.latency import LATENCY_BUCKETS
+from gateway.latency import LATENCY_BOUNDS_S, LATENCY_BUCKETS
 from gateway.model import FULL_BP, Rollout
 
 from .sequential import (
@@ -201,6 +201,8 @@ def _needed_for_errors(plan: Rollout, health: Health) -> float:
 def _needed_for_latency(plan: Rollout, health: Health) -> float:
     """By the quantile of legacy that would show it first."""
     seen, alpha = health.evidence, ALPHA_LATENCY / len(plan.steps_bp)
+    if seen.limits_s and seen.limits_s[-1] <= LATENCY_BOUNDS_S[0]:
+        return 0.0  # legacy is faster than we can measure
     known = seen.remembered.plus(seen.legacy)
     wanted = [inf]
     for limit_s in seen.limits_s:
