@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 from gateway.model import Outcome
 from gateway.settings import Settings
@@ -71,8 +73,7 @@ class Keeper:
             _kill(process)
 
     def _start(self, now: float) -> None:
-        env = {**os.environ, "MALLOC_ARENA_MAX": "2"}  # each arena would take 64 MB of its address space
-        self._process = subprocess.Popen([*_COMMAND, str(os.getpid())], stdin=subprocess.PIPE, env=env, process_group=0)
+        self._process = _spawn()
         self._started_at, self._pulse = now, (now, 0.0)
 
     def _feel_pulse(self, process: subprocess.Popen[bytes], now: float) -> None:
@@ -134,6 +135,24 @@ def status(state: Path) -> Status:
         return Status(0, False, 0.0, (), suspended)
     silent_s = max(0.0, time.monotonic() - doing.beat) if doing.beat else 0.0
     return Status(doing.pid, not doing.beat, silent_s, doing.keys, suspended)
+
+
+def _spawn() -> subprocess.Popen[bytes]:
+    """Start the process from a thread that lives as long: the kernel ends a child with the thread that made it."""
+    born: Future[subprocess.Popen[bytes]] = Future()
+
+    def parent() -> None:
+        env = {**os.environ, "MALLOC_ARENA_MAX": "2"}  # each arena would take 64 MB of its address space
+        try:
+            process = subprocess.Popen([*_COMMAND, str(os.getpid())], stdin=subprocess.PIPE, env=env, process_group=0)
+        except BaseException as error:  # noqa: BLE001  # belongs to whoever waits
+            born.set_exception(error)
+        else:
+            born.set_result(process)
+            process.wait()
+
+    Thread(target=parent, name="gateway-shadow", daemon=True).start()
+    return born.result()
 
 
 def _is_alive(pid: int) -> bool:

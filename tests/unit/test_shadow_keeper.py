@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -125,6 +126,24 @@ async def test_it_stops_with_its_keeper(tmp_path: Path) -> None:
 
     assert not alive(pid)
     assert time.monotonic() - began < 1
+
+
+async def test_it_outlives_the_thread_that_has_started_it(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    with variables(state) as settings:
+        keeper = Keeper(settings, state, Tally())
+        run_in_thread(lambda: keeper.tick(True))
+        try:
+            await until(lambda: status(state).pid and not status(state).loading, "a process that replays", 30)
+        finally:
+            keeper.close()
+
+
+def run_in_thread(work: Callable[[], None]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
 
 
 async def test_it_is_not_there_when_nothing_is_shadowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
