@@ -29,7 +29,7 @@ from typing_extensions import override
 
 from gateway.model import Backend, Observation, RowChange
 
-from .guard import Guard, Refused, addresses, guarding, open_peers
+from .guard import Guard, Peer, Refused, addresses, guarding, open_peers
 from .rows import Catalog, Opaque, Place, Recorder, Row, read, recording
 from .stage import Ids, MariaDb, Sqlite, Stage, Unlike
 
@@ -343,13 +343,12 @@ class _Answer:
 def _strangers(engine: "Engine") -> list[str]:
     """To whom there are connections, besides the database."""
     url = engine.url
-    if url.get_backend_name() == "sqlite":
-        return open_peers(set())
-    try:
-        known = addresses(url.host or "localhost", url.port or 3306)
-    except OSError:
-        known = set()
-    return open_peers(known, str(url.query.get("unix_socket", "")))
+    known: set[Peer] = set()
+    if url.get_backend_name() != "sqlite":
+        known.add(str(url.query.get("unix_socket", "")))
+        with suppress(OSError):
+            known |= addresses(url.host or "localhost", url.port or 3306)
+    return [peer if isinstance(peer, str) else f"{peer[0]}:{peer[1]}" for peer in open_peers(known)]
 
 
 @contextmanager

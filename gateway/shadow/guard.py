@@ -11,10 +11,9 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any, NoReturn
 
 OWN_THREADS = "gateway-"  # what their names begin with: they keep the evidence, meanwhile
@@ -123,10 +122,19 @@ def _hook(event: str, arguments: Sequence[Any]) -> None:
 
 # --- connections that are open already ----------------------------------------------------------------------------
 
+Peer = tuple[str, int] | str  # host and port, or the path of a unix socket
 
-def open_peers(allowed: set[tuple[str, int]], path: str = "") -> list[str]:
-    """Whom this process is connected to, besides these addresses and this unix socket."""
-    peers = []
+_trusted: set[Peer] = set()
+
+
+def trust(peers: Iterable[Peer]) -> None:
+    """The gateway's own connections, to its Redis for one."""
+    _trusted.update(peers)
+
+
+def open_peers(allowed: set[Peer]) -> list[Peer]:
+    """Whom this process is connected to, besides these and those that it trusts."""
+    peers: list[Peer] = []
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - a Path for each takes longer than all the rest
         try:
             if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):  # noqa: PTH115
@@ -135,15 +143,13 @@ def open_peers(allowed: set[tuple[str, int]], path: str = "") -> list[str]:
                 peer = known.getpeername()
         except OSError:
             continue  # closed meanwhile, or not connected: it listens
-        if isinstance(peer, tuple):
-            if tuple(peer[:2]) not in allowed:
-                peers.append(f"{peer[0]}:{peer[1]}")
-        elif peer and peer != path:
-            peers.append(str(Path(os.fsdecode(peer))))
+        whom: Peer = tuple(peer[:2]) if isinstance(peer, tuple) else os.fsdecode(peer)
+        if whom and whom not in allowed | _trusted:
+            peers.append(whom)
     return peers
 
 
-def addresses(host: str, port: int) -> set[tuple[str, int]]:
+def addresses(host: str, port: int) -> set[Peer]:
     """All that the name of a server stands for. Raises OSError."""
-    found: Mapping[Any, Any] | list[Any] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found: list[Any] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return {(str(address[4][0]), port) for address in found}

@@ -1,14 +1,18 @@
 """Writes that the reference application answers and its port replays, contained; the same ones every time."""
 
 import asyncio
+import gc
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
+from hashlib import sha256
 from pathlib import Path
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -19,9 +23,9 @@ from werkzeug.test import EnvironBuilder, run_wsgi_app
 import fastapi_app
 import legacy_flask
 from gateway.model import Backend, Observation, RowChange
-from gateway.shadow import rows
+from gateway.shadow import guard, rows
 from gateway.shadow.contain import Contained, contained
-from gateway.shadow.rows import recording
+from gateway.shadow.rows import Recorder, recording
 from legacy_flask.models import Base
 from legacy_flask.seed import seed
 from tests.cases import HOST, ORIGIN, PASSWORDS
@@ -61,6 +65,7 @@ class Stage:
     """One database, empty at first, and both applications on it. Time and chance are the same in every run."""
 
     def __init__(self, database_url: str, home: Path) -> None:
+        self._home = home
         self._context = ExitStack()
         self._clock = Clock()
         self._context.enter_context(_repeatable(self._clock))
@@ -89,12 +94,12 @@ class Stage:
         self.engine.dispose()
         self._context.close()
 
-    def answer(self, write: Write) -> tuple[Observation, tuple[RowChange, ...] | None]:
+    def answer(self, write: Write, *, record: bool = True) -> tuple[Observation, tuple[RowChange, ...] | None]:
         """What legacy says to its client, and what it has changed."""
         self._clock.tick()
         builder = EnvironBuilder(write.target, method=write.method, headers=self._headers(write), data=_body(write))
         environ = builder.get_environ() | {"REMOTE_ADDR": "127.0.0.1"}
-        with recording() as recorder:
+        with recording() if record else nullcontext(Recorder()) as recorder:
             chunks, status, headers = run_wsgi_app(self.legacy, environ, buffered=True)
         body = b"".join(chunks)
         observation = Observation(Backend.LEGACY, int(status.split()[0]), tuple(headers.to_wsgi_list()), body)
@@ -120,6 +125,11 @@ class Stage:
                 "sums": [total for _, total in sums],
                 "ids": sorted(map(tuple, connection.exec_driver_sql(counters))),
             }
+
+    def files(self) -> dict[str, str]:
+        """The digest of each file."""
+        found = sorted(path for path in self._home.rglob("*") if path.is_file() and "sqlite3" not in path.name)
+        return {str(path.relative_to(self._home)): sha256(path.read_bytes()).hexdigest() for path in found}
 
     def ids(self, table: str) -> list[int]:
         with self.engine.connect() as connection:
@@ -241,3 +251,72 @@ def _repeatable(clock: Clock) -> Iterator[None]:
 
 def _body(write: Write) -> bytes:
     return json.dumps(write.body).encode() if write.body else b""
+
+
+@dataclass
+class Proof:
+    """What became of writes that were replayed, and whether the database is what it is without."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    refused: list[str] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)
+    equal: bool = False
+    alone_ms: list[float] = field(default_factory=list)
+    recorded_ms: list[float] = field(default_factory=list)
+    replay_ms: list[float] = field(default_factory=list)
+
+    def judge(self, write: Write, control: tuple[Observation, tuple[RowChange, ...] | None], result: Contained) -> None:
+        answer, changes = control
+        self.refused += result.refused
+        if result.inconclusive:
+            self.outcomes["inconclusive"] += 1
+            self.examples.append(f"{write}: {result.inconclusive}")
+            return
+        different = row_differences(changes or (), result.rows or ())
+        if answer.status != result.observation.status:
+            different.append(f"status {answer.status} {result.observation.status}")
+        self.outcomes["mismatched" if different else "matched"] += 1
+        self.examples += [f"{write}: {different}"] if different else []
+
+
+def prove(without: str, shadowed: str, home: Path, count: int) -> Proof:
+    """The same writes twice, on two empty databases; the second time all of them are replayed."""
+    proof = Proof()
+    with staged(without, home / "without") as stage:
+        for write in writes(stage, count):
+            began = perf_counter()
+            stage.answer(write, record=False)
+            proof.alone_ms.append((perf_counter() - began) * 1000)
+        expected = stage.checksums(), stage.files()
+    with staged(shadowed, home / "shadowed") as stage:
+        for write in writes(stage, count):
+            began = perf_counter()
+            control = stage.answer(write)
+            answered = perf_counter()
+            proof.recorded_ms.append((answered - began) * 1000)
+            if control[1] is None:
+                proof.outcomes["not recorded"] += 1
+                proof.examples.append(f"{write}: not recorded")
+                continue
+            result = stage.replay(write, control[1])
+            proof.replay_ms.append((perf_counter() - answered) * 1000)
+            proof.judge(write, control, result)
+        proof.equal = (stage.checksums(), stage.files()) == expected
+    return proof
+
+
+@contextmanager
+def known_connections() -> Iterator[None]:
+    """What other tests of this process have left open is not the candidate's."""
+    gc.collect()
+    with patch.object(guard, "_trusted", set(guard.open_peers(set()))):
+        yield
+
+
+@contextmanager
+def staged(database_url: str, home: Path) -> Iterator[Stage]:
+    stage = Stage(database_url, home)
+    try:
+        yield stage
+    finally:
+        stage.close()

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -29,6 +29,7 @@ from gateway.shadow.rows import recording
 from tests.support.asgi import http_scope
 from tests.support.databases import create_database
 from tests.support.processes import wait_until
+from tests.support.shadowing import known_connections
 from tests.unit.test_rows import Artist, Base, Note, Video
 
 Play = Callable[[Session], object]
@@ -126,9 +127,9 @@ def configure(engine: Engine) -> None:
 
 
 @pytest.fixture(autouse=True)
-async def threads_end() -> AsyncIterator[None]:
-    yield
-    wait_until(lambda: not [t for t in threading.enumerate() if t.name == "outside"], "threads to end")
+def others() -> Iterator[None]:
+    with known_connections():
+        yield
 
 
 async def replay(app: FastAPI, undo: tuple[RowChange, ...] = (), timeout_s: float = 5.0) -> Contained:
