@@ -2,10 +2,18 @@
 
 import argparse
 
-from . import bridges, flags, overhead, rollouts, routes
+from . import bridges, flags, instruments, overhead, rollouts, routes, writes
 from .harness import Plan
 
-BENCHMARKS = {"bridges": bridges, "routes": routes, "overhead": overhead, "flags": flags, "rollouts": rollouts}
+BENCHMARKS = {
+    "bridges": bridges,
+    "routes": routes,
+    "overhead": overhead,
+    "flags": flags,
+    "instruments": instruments,
+    "rollouts": rollouts,
+    "writes": writes,
+}
 
 
 def main() -> None:
