@@ -31,6 +31,7 @@ ALPHA_LATENCY = 0.002
 ALPHA_MISMATCHES = 0.002
 ALPHA_SHARE = 1e-4  # holds, never rolls back, and so is no part of the 1 %
 CORROBORATION = 10.0  # evidence of the same time that must stand beside evidence against legacy's past
+BEYOND = 5.0  # evidence that proven harm is also more than what is tolerated
 
 MISMATCHES_HARM = 10  # times the tolerated share: what must have been noticeable before the ramp goes on
 LATENCY_HARM = 2.0  # times the tolerated ratio: likewise
@@ -110,8 +111,11 @@ def _proofs(plan: Rollout, health: Health) -> Iterator[str]:
     alpha = ALPHA_ERRORS / steps
     legacy, port = seen.errors.legacy, seen.errors.port
     usual = legacy if legacy.total else seen.remembered.failed
-    if port.share - usual.share > plan.max_errors_bp / FULL_BP and _proven(seen.of_errors(alpha / 4), health, alpha):
-        yield f"errors: {_count('the port', port)}, {_count('legacy', usual)}"
+    beyond = seen.errors.log_e_beyond(usual.share + plan.max_errors_bp / FULL_BP) >= log(BEYOND)
+    if beyond and _proven(seen.of_errors(alpha / 4), health, alpha):
+        total, bad = seen.errors.recent
+        lately = f", {bad} of its last {total}" if total < port.total else ""
+        yield f"errors: {_count('the port', port)}{lately}, {_count('legacy', usual)}"
     alpha = ALPHA_LATENCY / steps
     if _proven(seen.of_slowness(alpha / 4), health, alpha):
         yield (

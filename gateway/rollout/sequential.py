@@ -158,7 +158,7 @@ class Contrast:
             self._close(legacy, port)
             legacy = port = NONE
         self._open_legacy, self._open_port = legacy, port
-        if self.port.total - self._epoch_port.total >= EPOCH:
+        if self.recent.total >= EPOCH:
             self._epoch, self._epoch_port = self._epoch + 1, self.port
             self._fresh = [0.0] * _ALTERNATIVES
 
@@ -172,11 +172,13 @@ class Contrast:
         With at most probability `alpha` legacy's rate is underestimated. Nothing is said as soon as legacy, too, seems
         to be worse than it was: then something has happened to both.
         """
-        limit, port = upper_bound(remembered, alpha), self.port
-        if log_e_above(self.legacy, limit, self._harm) >= log(OUTDATED):
-            return 0.0
-        fresh = port.minus(self._epoch_port)
-        return self._both(log_e_above(port, limit, self._harm), log_e_above(fresh, limit, self._harm))
+        limit = upper_bound(remembered, alpha)
+        both = log_e_above(self.legacy, limit, self._harm) >= log(OUTDATED)
+        return 0.0 if both else self.log_e_beyond(limit)
+
+    def log_e_beyond(self, limit: float) -> float:
+        """Evidence that bad answers are more frequent on the port than `limit`."""
+        return self._both(log_e_above(self.port, limit, self._harm), log_e_above(self.recent, limit, self._harm))
 
     def _both(self, whole: float, fresh: float) -> float:
         """The mean of both bets. Epochs get 1/2, 1/6, 1/12 ... of the second one; what is left is not at stake yet."""
@@ -192,6 +194,11 @@ class Contrast:
     def port(self) -> Count:
         """All its answers, with those of the open block."""
         return self._port.plus(self._open_port)
+
+    @property
+    def recent(self) -> Count:
+        """Answers of the port since the last renewal."""
+        return self.port.minus(self._epoch_port)
 
     def _close(self, legacy: Count, port: Count) -> None:
         """Multiply by the chance of what was seen if the port is worse, divided by the chance if it is the same."""

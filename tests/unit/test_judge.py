@@ -161,6 +161,14 @@ def test_a_tolerated_excess_does_not_roll_back_however_sure_it_is() -> None:
     assert judge(PLAN, seen).action is Action.ADVANCE
 
 
+def test_a_port_that_turns_bad_after_a_long_good_time_rolls_back() -> None:
+    seen = health(arm(9000), arm(3000))
+    seen.evidence.add(arm(600), arm(200, 20))
+    assert "errors: the port fails 20 of 3200 (0.62%), 20 of its last 200, legacy fails 0 of 9600 (0.00%)" == proof(
+        PLAN, seen
+    )
+
+
 def test_proven_slowness_rolls_back() -> None:
     step = judge(PLAN, health(arm(300), arm(100, duration_s=0.06)))
     assert step.action is Action.ROLL_BACK
