@@ -22,7 +22,8 @@ from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 import fastapi_app
 import legacy_flask
-from gateway.model import Backend, Observation, RowChange
+from gateway.compare import compare, compare_rows
+from gateway.model import Backend, Difference, Observation, RowChange
 from gateway.shadow import guard, rows
 from gateway.shadow.contain import Contained, contained
 from gateway.shadow.rows import Recorder, recording
@@ -35,7 +36,7 @@ from .asgi import Lifespan, http_scope
 TIMEOUT_S = 5.0
 BEGAN = datetime(2026, 11, 1, 12)
 STATUSES = ("WANTED", "DOWNLOADING", "DOWNLOADED", "IGNORED", "FAILED", "MONITORED")
-UNLIKE = {"token_hash", "jti", "family", "password_hash", "served_by"}  # differ by nature
+UNLIKE = ("cookie.*.value", "rows.*.token_hash", "rows.*.password_hash", "rows.*.served_by")  # by nature
 
 
 @dataclass(frozen=True)
@@ -222,17 +223,11 @@ _KINDS = (
 )
 
 
-def row_differences(control: tuple[RowChange, ...], candidate: tuple[RowChange, ...]) -> list[str]:
-    """Rows and columns that differ, besides what differs by nature: chance, and who served it."""
-    ours = {(change.table, change.key): change for change in control}
-    theirs = {(change.table, change.key): change for change in candidate}
-    found = [f"{'missing' if place in ours else 'extra'} {place}" for place in ours.keys() ^ theirs.keys()]
-    for place in ours.keys() & theirs.keys():
-        for moment in ("before", "after"):
-            one, other = getattr(ours[place], moment) or {}, getattr(theirs[place], moment) or {}
-            names = {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)} - UNLIKE
-            found += [f"{moment} {place} {name}: {one.get(name)!r} {other.get(name)!r}" for name in names]
-    return found
+def differences(control: tuple[Observation, tuple[RowChange, ...] | None], result: Contained) -> tuple[Difference, ...]:
+    """Of both answers, and of what both have changed."""
+    answer, changes = control
+    answers = compare(answer, result.observation, UNLIKE)
+    return answers.differences + compare_rows(changes or (), result.rows or (), UNLIKE).differences
 
 
 @contextmanager
@@ -266,15 +261,12 @@ class Proof:
     replay_ms: list[float] = field(default_factory=list)
 
     def judge(self, write: Write, control: tuple[Observation, tuple[RowChange, ...] | None], result: Contained) -> None:
-        answer, changes = control
         self.refused += result.refused
         if result.inconclusive:
             self.outcomes["inconclusive"] += 1
             self.examples.append(f"{write}: {result.inconclusive}")
             return
-        different = row_differences(changes or (), result.rows or ())
-        if answer.status != result.observation.status:
-            different.append(f"status {answer.status} {result.observation.status}")
+        different = differences(control, result)
         self.outcomes["mismatched" if different else "matched"] += 1
         self.examples += [f"{write}: {different}"] if different else []
 
