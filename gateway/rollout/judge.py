@@ -182,17 +182,17 @@ def _missing_answers(plan: Rollout, health: Health) -> Iterator[str]:
     usual = legacy if legacy.total else seen.remembered.failed
     tolerated = plan.max_errors_bp / FULL_BP
     wanted = max(plan.min_requests, _needed_for_errors(plan, health))
-    if wanted == inf:
-        yield "answers of legacy, to compare with"
-    elif (short := ceil(wanted) - port.total) > 0:
-        yield f"{short} more answers of the port, to notice {tolerated:.2%} more errors"
-    elif port.share - usual.share > tolerated:
+    yield from _short(wanted, port.total, f"{tolerated:.2%} more errors")
+    if port.total >= wanted and port.share - usual.share > tolerated:
         yield f"fewer errors: {_count('the port', port)}, {_count('legacy', usual)}"
-    wanted = _needed_for_latency(plan, health)
+    yield from _short(_needed_for_latency(plan, health), port.total, f"{LATENCY_HARM * seen.ratio:g} times the latency")
+
+
+def _short(wanted: float, answers: int, harm: str) -> Iterator[str]:
     if wanted == inf:
-        yield "answers of legacy, to compare latencies with"
-    elif (short := ceil(wanted) - port.total) > 0:
-        yield f"{short} more answers of the port, to notice {LATENCY_HARM * seen.ratio:g} times the latency"
+        yield f"answers of legacy, to notice {harm}"
+    elif wanted > answers:
+        yield f"{ceil(wanted) - answers} more answers of the port, to notice {harm}"
 
 
 def _needed_for_errors(plan: Rollout, health: Health) -> float:

@@ -5,9 +5,11 @@ more than probability alpha, however often and whenever somebody looks (Ville's 
 natural logarithms. The formulas, their sources and what they assume: docs/statistics.md.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import accumulate
 from math import exp, inf, lgamma, log, log1p, pi, sqrt
 from typing import Any, NamedTuple
 
@@ -79,12 +81,8 @@ class Arm:
         return Count(self.answers, sum(self.latencies[first:]))
 
     def _bucket(self, share: float) -> int:
-        wanted, seen = share * sum(self.latencies), 0
-        for number, count in enumerate(self.latencies):
-            seen += count
-            if seen >= wanted:
-                return number
-        return LATENCY_BUCKETS - 1
+        sums = list(accumulate(self.latencies))
+        return bisect_left(sums, share * sums[-1])
 
 
 # --- one side against a fixed limit

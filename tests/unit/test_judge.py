@@ -75,7 +75,9 @@ def held(step: Step, *words: str) -> bool:
 @pytest.mark.parametrize("weight_bp", [100, 5000])
 def test_without_any_data_it_holds_and_says_what_is_missing(weight_bp: int) -> None:
     step = judge(PLAN, Health(begin(PLAN), weight_bp, 700.0))
-    assert held(step, "answers of the port, to notice 1.00% more errors", "to compare latencies")
+    assert held(
+        step, "answers of the port, to notice 1.00% more errors", "answers of legacy, to notice 3 times the latency"
+    )
     assert weight_bp == step.weight_bp
 
 
