@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections import Counter as Tally
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +36,7 @@ _FORGET_S = 60.0  # lines of other hosts that nobody strikes out
 _MAX_PENDING = 100_000  # answers that wait for a thread that waits for the disk; the oldest go first
 
 _BUCKETS = [f"b{n}" for n in range(len(BOUNDS_S) + 1)]
+_SIDES = {side.value: side for side in Backend}
 _SUMS = ["count", "sum_s", *_BUCKETS]
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS workers (
@@ -166,14 +167,14 @@ class Ledger:
     def workers(self) -> list[Worker]:
         """The live workers: heard of lately and, on this host, still running."""
         now, host = time.time(), socket.gethostname()
-        workers = [Worker(*row, json.loads(dropped)) for *row, dropped in self._file.read(_WORKERS)]
+        workers = [replace(Worker(*row), dropped=json.loads(dropped)) for *row, dropped in self._file.read(_WORKERS)]
         return [w for w in workers if now - w.seen_at < STALE_S and (w.host != host or _is_alive(w.pid))]
 
     def counters(self) -> list[Counter]:
         """All sums, by key, backend and status."""
         rows = self._file.read("SELECT * FROM counters")
         return [
-            Counter(key, Backend(backend), status, count, sum_s, tuple(buckets))
+            Counter(key, _SIDES[backend], status, count, sum_s, tuple(buckets))
             for key, backend, status, count, sum_s, *buckets in rows
         ]
 

@@ -11,7 +11,7 @@ from itertools import accumulate, groupby
 
 from .flagfile import percent
 from .ledger import BOUNDS_S, Counter
-from .model import FlagSet
+from .model import Backend, FlagSet
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -62,7 +62,7 @@ def _family(metric: Metric, facts: Facts) -> Iterator[str]:
 
 def _requests(facts: Facts) -> Samples:
     for c in facts.counters:
-        yield f'{{key="{_escaped(c.key)}",backend="{c.backend.value}",status="{c.status}"}} {c.count}'
+        yield f'{{{_labels(c.key, c.backend)},status="{c.status}"}} {c.count}'
 
 
 def _durations(facts: Facts) -> Samples:
@@ -70,15 +70,20 @@ def _durations(facts: Facts) -> Samples:
     for (key, backend), counters in groupby(facts.counters, lambda c: (c.key, c.backend)):
         every = list(counters)
         below = [*accumulate(map(sum, zip(*(c.buckets for c in every), strict=True)))]
-        yield _histogram(key, backend.value) % (*below, sum(c.sum_s for c in every), below[-1])
+        yield _histogram(key, backend) % (*below, sum(c.sum_s for c in every), below[-1])
 
 
 @lru_cache(4096)
-def _histogram(key: str, backend: str) -> str:
+def _histogram(key: str, backend: Backend) -> str:
     """Fourteen lines with holes for the numbers: they are most of the text."""
-    labels = f'key="{_escaped(key)}",backend="{backend}"'.replace("%", "%%")
+    labels = _labels(key, backend).replace("%", "%%")
     lines = [*(f'_bucket{{{labels},le="{bound}"}} %d' for bound in _BOUNDS), f"_sum{{{labels}}} %r"]
     return f"\n{_DURATION}".join([*lines, f"_count{{{labels}}} %d"])
+
+
+@lru_cache(4096)  # escaping takes longer than everything else about a line
+def _labels(key: str, backend: Backend) -> str:
+    return f'key="{_escaped(key)}",backend="{backend.value}"'
 
 
 def _by_key(values: Mapping[str, float]) -> Samples:
@@ -108,7 +113,7 @@ def _dropped(facts: Facts) -> Samples:
         yield f'{{instrument="{_escaped(instrument)}"}} {count}'
 
 
-@lru_cache(4096)  # translating takes longer than everything else about a line
+@lru_cache(4096)
 def _escaped(text: str) -> str:
     """`text` as the value of a label."""
     return text.translate(_ESCAPES)

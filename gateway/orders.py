@@ -26,7 +26,6 @@ from .flagfile import (
 from .flags import FlagStore
 from .keys import own_secret
 from .model import Backend, Route
-from .passes import ANY, mint
 from .rollout.states import pause, resume
 from .settings import Settings
 from .shadow.verdicts import Verdicts
@@ -101,6 +100,8 @@ class Orders:
 
     def token(self, side: str, who: str, keys: Sequence[str], lifetime: str, order: Order) -> tuple[str, Event]:
         """A pass with which a tester chooses a side for these routes; without any: for all. Only its id is recorded."""
+        from .passes import ANY, mint  # brings in cryptography
+
         sides = [backend.value for backend in Backend]
         if side not in sides:
             raise WrongValue("side", " or ".join(sides), side)
