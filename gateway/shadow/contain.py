@@ -41,6 +41,7 @@ PROTOCOL = 1
 GUARDS = frozenset({"database", "files", "http", "jobs", "mail"})  # what an application must say that it guards
 
 GRACE_S = 1.0  # for an application that was told to stop
+LOCKED_S = 2.0  # on MariaDB, for clients may wait for the same rows
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 _BUSY = {1205: "a row is locked by somebody else", 1969: "a statement took too long"}  # numbers of MariaDB's errors
@@ -88,12 +89,13 @@ async def contained(
 ) -> Contained:
     """One request to the candidate, alone in this process; `undo` is what the control changed.
 
-    Never raises for what the candidate does. A client's write to one of the rows waits until the end, at most
-    `timeout_s` and a grace second.
+    Never raises for what the candidate does. On MariaDB a client's write to one of the rows waits until the end, at
+    most LOCKED_S.
     """
     if why := supports(app):
         return Contained(_NO_ANSWER, inconclusive=why)
     engine: Engine = getattr(app.state.gateway_shadow["engine"], "sync_engine", app.state.gateway_shadow["engine"])
+    timeout_s = timeout_s if engine.dialect.name == "sqlite" else min(timeout_s, LOCKED_S)
     if peers := await asyncio.to_thread(_strangers, engine):
         return Contained(_NO_ANSWER, inconclusive=f"there are open connections to {', '.join(peers)}")
     run, answer = Run(undo, timeout_s), _Answer(body)

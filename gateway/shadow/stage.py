@@ -98,7 +98,7 @@ class MariaDb(Stage):
         if autocommit or not checks:
             raise Unlike("the connection commits by itself, or does not check foreign keys")
         self._kept = tuple(kept)
-        self._set(connection, (0, ceil(self._timeout_s) + 2, self._timeout_s))
+        self._set(connection, (0, ceil(self._timeout_s), self._timeout_s))
 
     @override
     def in_transaction(self, connection: "Connection") -> bool:
