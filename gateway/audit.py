@@ -209,9 +209,11 @@ class Audit:
                 return
             self._versions.mkdir(parents=True, exist_ok=True)
             self.with_room(lambda: _write_whole(path, text.encode(errors="surrogatepass")))
-            kept = sorted(self._versions.glob("*.yaml"), key=_written_at)
-            for old in kept[:-KEPT_VERSIONS]:
-                if old != path:
+            if (
+                sum(1 for _ in self._versions.iterdir()) > KEPT_VERSIONS
+            ):  # seldom: looking at all of them takes its time
+                oldest_first = sorted(self._versions.glob("*.yaml"), key=_written_at)
+                for old in oldest_first[: -KEPT_VERSIONS * 9 // 10]:
                     old.unlink(missing_ok=True)
         except OSError as error:
             log.warning("audit: %s is not kept: %s", path, error.strerror)

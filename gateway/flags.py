@@ -1,8 +1,9 @@
 """What does the operator want? Reads, keeps and edits `migration_flags.yaml`, the only file of intent.
 
-A file is taken whole or not at all. Against half-written files stand three things: a program's edits and most editors
-replace the file in one step; a file that is rewritten in place is read only once it stands still; and a file whose
-last line has no newline is refused. A shorter file that ends with a complete line is an edit like any other.
+A file is taken whole or not at all. Against half-written files stand four things: a program's edits and most editors
+replace the file in one step; a file that is rewritten in place is read only once it stands still; a file whose last
+line has no newline is refused; and so is one that was cut off in place, even where a line ends. Who means to delete the
+last lines replaces the file in one step, or changes anything else.
 """
 
 import asyncio
@@ -12,10 +13,12 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from os.path import samestat
 from pathlib import Path
 from stat import S_IMODE, S_ISREG
 from typing import Any
@@ -82,6 +85,9 @@ class FlagStore:
         self._holds: dict[str, Hold] = {}
         self._subscribers: list[Callable[[FlagSet], None]] = []
         self._seen: _Signature | None = None
+        self._in_force = ""  # the text of `current`
+        self._file: list[int] = []  # the file that held it, kept open so that no other gets its inode
+        weakref.finalize(self, _close, self._file)
         self._judged = ""  # version of the last text that was read, good or bad
         self._first = ""  # the version at the start: what was before the first event of the trail
         self._unrecorded = True  # somebody may have edited the file without telling
@@ -97,8 +103,9 @@ class FlagStore:
         except NotShared as error:
             log.error("flags: %s; starting with what %s says", error, path)  # noqa: TRY400
         if not self.current.version:
-            self._seen, self.current = _signature(path), parse_flags(_read(path), self._known, str(path))
-            self._judged = self.current.version
+            text = _read(path)
+            self._seen, self._judged = _signature(path), version_of(text)
+            self._accept(text, parse_flags(text, self._known, str(path)))
 
     def subscribe(self, callback: Callable[[FlagSet], None]) -> None:
         """Call `callback` after each change of `current` or `rejected`, in the thread that made it."""
@@ -236,10 +243,12 @@ class FlagStore:
                 text = self._settled_text(self._path)
                 self._judged = version_of(text)
                 if self._judged != judged:
-                    self._accept(parse_flags(text, self._known, str(self._path)))
+                    self._accept(text, parse_flags(text, self._known, str(self._path)))
                     self._unrecorded = True
                     if self._hosts:
                         self._hosts.stir()
+                elif self._judged == self.current.version:
+                    self._remember(text)
             except FlagFileError as error:
                 self._reject(str(error))
 
@@ -249,7 +258,7 @@ class FlagStore:
             return
         try:
             with _file_errors(self._path), _locked(self._path.resolve().parent, wait_s=0):
-                text = _read(self._path)
+                text = self._text(self._path)
                 flags = parse_flags(text, self._known, str(self._path))
                 with self._audit.writing(urgent=True) as trail:
                     self._record_person(trail, text, flags)
@@ -267,11 +276,28 @@ class FlagStore:
             if before and self._seen and before != self._seen and before.inode == self._seen.inode:
                 time.sleep(SETTLE_S)  # rewritten in place, and the writer may not have finished
             self._seen = before
-            text = _read(path)
+            text = self._text(path)
             if _signature(path) == before or time.monotonic() > give_up_at:
                 return text
 
-    def _accept(self, flags: FlagSet) -> None:
+    def _text(self, path: Path) -> str:
+        """What the file says. Raises FlagFileError also for the beginning of the text in force, cut off in place."""
+        text = _read(path)
+        shorter = len(text) < len(self._in_force) and self._in_force.startswith(text)
+        if shorter and text.endswith("\n") and self._is_still(path):
+            length = f"{len(text)} of the {len(self._in_force)} characters of version {self.current.version}"
+            hint = "to mean it, replace the file in one step"
+            raise FlagFileError(f"cut off: it has only the first {length}; {hint}", path=str(path))
+        return text
+
+    def _is_still(self, path: Path) -> bool:
+        """Whether the file is the one that was accepted, and no other under its name."""
+        with suppress(OSError):
+            return bool(self._file) and samestat(os.fstat(self._file[0]), path.stat())
+        return False
+
+    def _accept(self, text: str, flags: FlagSet) -> None:
+        self._remember(text)
         if flags.version == self.current.version and not self.rejected:
             return
         with self._swap:
@@ -280,6 +306,13 @@ class FlagStore:
             self.rejected = self.refused = ""
         log.info("flags: version %s is in force", flags.version)
         self._tell()
+
+    def _remember(self, text: str) -> None:
+        self._in_force = text
+        _close(self._file)
+        with suppress(OSError):
+            if self._path:
+                self._file.append(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))
 
     def _reject(self, reason: str) -> None:
         if reason == self.rejected:
@@ -293,12 +326,12 @@ class FlagStore:
     def _edit(self, path: Path, wanted: "_Wanted") -> Event:
         """Make the change. The file is locked."""
         alone = self._catch_up(wanted.fence)
-        text = _read(path)
+        text = self._text(path)
         old = parse_flags(text, self._known, str(path))
         new = wanted.checked(old)
         event = wanted.event(old, new)
         if new == old:
-            self._accept(old)
+            self._accept(text, old)
             return event
         edited, new = edit(text, wanted.change, self._known, str(path))
         event = replace(event, version=new.version)
@@ -321,7 +354,7 @@ class FlagStore:
     def _has_written(self, path: Path, text: str, flags: FlagSet) -> None:
         self._audit.keep_version(flags.version, text)
         self._seen, self._judged = _signature(path), flags.version
-        self._accept(flags)
+        self._accept(text, flags)
 
     def _record_person(self, trail: Trail, text: str, flags: FlagSet) -> None:
         """If the trail does not end where the file is, somebody has edited it without telling. The file is locked."""
@@ -382,7 +415,7 @@ class FlagStore:
     def _meet(self, path: Path, hosts: Hosts) -> None:
         shared = hosts.fetch()
         try:
-            text = _read(path)
+            text = self._text(path)
         except FlagFileError:
             text = ""
         way = course(version_of(text), hosts.copy, shared)
@@ -397,11 +430,11 @@ class FlagStore:
     def _put_in_force(self, path: Path, text: str) -> None:
         if version_of(text) != self.current.version or self.rejected:
             self._seen, self._judged = _signature(path), version_of(text)
-            self._accept(parse_flags(text, self._known, str(path)))
+            self._accept(text, parse_flags(text, self._known, str(path)))
 
     def _publish_file(self, path: Path, hosts: Hosts, shared: Revision | None) -> None:
         """Share what a person has written into the file, and what was done here while Redis was away."""
-        text = _read(path)
+        text = self._text(path)
         flags = parse_flags(text, self._known, str(path))
         with self._audit.writing(urgent=True) as trail:
             self._record_person(trail, text, flags)
@@ -436,7 +469,7 @@ class FlagStore:
                 _replace_file(path.resolve(), shared.text.encode())
             except OSError:  # a file that cannot be replaced keeps no host from following
                 self._seen, self._judged = _signature(path), own
-                self._accept(flags)
+                self._accept(shared.text, flags)
                 raise
             for event in self._arrived(trail.version or own, shared, flags):
                 trail.append(event)
@@ -585,6 +618,11 @@ def _signature(path: Path) -> _Signature | None:
     except OSError:
         return None
     return _Signature(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def _close(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
 
 
 def _read(path: Path) -> str:

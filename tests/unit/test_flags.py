@@ -191,6 +191,37 @@ def no_watch(*_: object, **__: object) -> Iterator[None]:
     raise OSError("inotify instances exhausted")
 
 
+@pytest.mark.parametrize("end", range(len(GOOD)))
+def test_a_file_that_is_cut_off_in_place_changes_nothing_wherever_it_is_cut(file: Path, end: int) -> None:
+    store = keep(file)
+    os.truncate(file, end)
+    store.look()
+    assert (25, True) == (weight(store), str(file) in store.rejected)
+    with pytest.raises(FlagFileError):
+        store.set_weight("b", 5, by="me")
+    assert GOOD[:end] == file.read_text()
+
+    file.write_text(GOOD)
+    store.look()
+    assert "" == store.rejected
+
+
+def test_who_means_to_delete_the_last_lines_replaces_the_file(file: Path) -> None:
+    store = keep(file)
+    replace(file, GOOD.partition("  a")[0])
+    store.look()
+    assert (0, "") == (weight(store), store.rejected)
+
+
+def test_a_file_deleted_and_written_anew_is_another_file_whatever_its_inode(file: Path) -> None:
+    """As git does it."""
+    store = keep(file)
+    file.unlink()
+    file.write_text(GOOD.partition("  a")[0])
+    store.look()
+    assert (0, "") == (weight(store), store.rejected)
+
+
 async def test_a_rename_is_in_force_within_tens_of_milliseconds(file: Path) -> None:
     store = keep(file)
     took_s = []
