@@ -47,7 +47,7 @@ from .why import explain_request
 PREFIX = b"/_gateway/"
 MAX_BODY_BYTES = 65_536
 MIN_TOKEN_CHARS = 16
-THREADS = 4  # per worker, that wait for files and locks at once
+THREADS = 4  # per worker, that read files at once, and as many that wait for locks to change them
 METRICS_S = 1.0  # how old an answer of /metrics may be
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class Control:
         self._flags, self._file, self._state = flags, settings.flags, settings.state_dir
         self._views = Views(settings, flags, routes, hosts)
         self._orders = Orders(settings, flags, self._views)
-        self._threads = CapacityLimiter(THREADS)
+        self._reading, self._changing = CapacityLimiter(THREADS), CapacityLimiter(THREADS)
         self._metrics, self._metrics_at, self._metrics_lock = b"", -METRICS_S, Lock()
         errors: dict[Any, Any] = {HTTPException: _unrouted, Exception: _broken}
         paths = [self._route(path, handlers) for path, handlers in PATHS.items()]
@@ -171,7 +171,8 @@ class Control:
         """One path, whose methods are answered in threads."""
 
         async def endpoint(request: Request) -> Response:
-            handler = handlers["GET" if request.method == "HEAD" else request.method]
+            reads = request.method in ("GET", "HEAD")
+            handler = handlers["GET" if reads else request.method]
             try:
                 call = Call(
                     path=request.path_params,
@@ -180,7 +181,8 @@ class Control:
                     address=_address(request.scope),
                     body=await _body(request),
                 )
-                answer = await to_thread.run_sync(handler, self, call, limiter=self._threads)
+                limiter = self._reading if reads else self._changing
+                answer = await to_thread.run_sync(handler, self, call, limiter=limiter)
             except Refused as refused:
                 return _answer(refused.body, refused.status)
             except GatewayError as error:

@@ -1,6 +1,9 @@
 """The control API in process: who gets in, what it shows, what it changes, and what it says when it does not."""
 
+import asyncio
+import fcntl
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ from typing import Any
 import pytest
 
 from gateway import control as module
+from gateway import flags as flags_module
 from gateway.audit import Audit, read_audit
 from gateway.control import PATHS, Control
 from gateway.errors import ConfigError
@@ -297,6 +301,27 @@ async def test_a_weight_beyond_its_evidence_is_blocked_unless_somebody_insists_a
     (event,) = done["events"]
     assert ("the fair begins", {"missing": refused["missing"]}) == (event["why"], event["evidence"])
     assert 200 == (await api.put("flags/search", {"weight": 1}))[0]
+
+
+async def test_what_was_lowered_on_evidence_is_not_put_back_without_insisting(api: Api) -> None:
+    await api.put("flags/search", {"weight": 50, "force": True, "why": "the fair begins"})
+    await api.put("flags/search", {"weight": 1, "why": "the fair is over"})
+    assert 422 == (await api.ask("POST", "undo/2")).status
+    assert 400 == (await api.ask("POST", "undo/2", {"force": True})).status
+    assert 200 == (await api.ask("POST", "undo/2", {"force": True, "why": "it is not"})).status
+    assert 5000 == api.flags.current["search"].weight_bp
+
+
+async def test_changes_that_wait_for_a_lock_keep_nobody_from_looking(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flags_module, "LOCK_WAIT_S", 0.5)
+    directory = os.open(api.here, os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    changes = asyncio.gather(*(api.put("flags/health", {"weight": 5}) for _ in range(6)))
+    await asyncio.sleep(0)
+    assert 100 == (await api.get("flags/health"))["weight"]
+    assert not changes.done()
+    os.close(directory)
+    assert {200} == {status for status, _ in await changes}
 
 
 WRONG = {
