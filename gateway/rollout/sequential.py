@@ -94,12 +94,8 @@ def log_e_above(count: Count, limit: float, harm: float) -> float:
     if limit >= 1:
         return 0.0
     limit = max(limit, 1e-12)
-    return _log_mean(
-        [
-            bad * log(rate / limit) + (total - bad) * log((1 - rate) / (1 - limit))
-            for rate in (limit + excess * (1 - limit) for excess in _excesses(harm))
-        ]
-    )
+    bets = [(excess, limit + excess * (1 - limit)) for excess in _excesses(harm)]
+    return _log_mean([bad * log(rate / limit) + (total - bad) * log1p(-excess) for excess, rate in bets])
 
 
 @lru_cache(1024)

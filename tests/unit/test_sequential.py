@@ -121,7 +121,7 @@ def test_a_block_waits_for_both_sides() -> None:
 
 def test_a_port_that_was_good_for_long_is_caught_soon_after_it_turns_bad() -> None:
     contrast = Contrast(0.01, Count(20_000, 20))
-    for _ in range(50_000):
+    for _ in range(20_000):
         contrast.add(Count(3), Count(1))
     for number in range(1, 300):
         contrast.add(Count(3), Count(1, number % 10 == 0))
@@ -152,7 +152,7 @@ def test_where_nothing_is_tolerated_one_is_proof() -> None:
 @pytest.mark.parametrize("rate", [0.01, 0.2, 0.7, 0.999])
 def test_the_upper_bound_is_ever_too_low_with_no_more_than_the_chance_asked_for(rate: float) -> None:
     alpha, going = 0.2, {0: 1.0}  # chance of each number of bad answers, while the bound was never too low
-    for total in range(1, 200):
+    for total in range(1, 120):
         after: dict[int, float] = {}
         for bad, chance in going.items():
             after[bad] = after.get(bad, 0) + chance * (1 - rate)
