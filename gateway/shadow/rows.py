@@ -29,6 +29,7 @@ Key = tuple[object, ...]
 Place = tuple[str, Key]  # a row: its table and primary key
 
 MAX_ROWS = 1_000  # of one request; above it nobody would read the comparison, and the client waits for the record
+MAX_SETS = 50  # of parameters for one statement: each takes a read
 OWN = {"gateway_own": True}  # marks our own statements
 
 _DIALECTS = ("sqlite", "mysql", "mariadb")
@@ -248,9 +249,9 @@ class Recorder:
 
         It is not known either when the application was never seen to ask its database, for it may have other ways.
         """
-        if self.why or not self._seen or any(transaction.met for transaction in self._open.values()):
+        if self.why or not self._seen or any(transaction.met for transaction in list(self._open.values())):
             return None
-        return tuple(change for change in self._changes.values() if change.before != change.after)
+        return tuple(change for change in list(self._changes.values()) if change.before != change.after)
 
     # --- told by the listeners
 
@@ -262,6 +263,8 @@ class Recorder:
             raise Opaque(f"{connection.dialect.name} is not followed")
         if context is None or context.compiled is None or context.is_text or context.isddl:
             self.text(statement)
+        elif context.is_crud and connection._is_autocommit_isolation():  # noqa: SLF001
+            raise Opaque("a connection that commits by itself")
         elif context.isupdate or context.isdelete:
             self._meet_existing(connection, context)
         elif context.isinsert:
@@ -331,6 +334,8 @@ class Recorder:
             raise Opaque("a statement with options of one database")
         if context.isupdate:
             _require_plain_update(context, catalog, name, columns)
+        if len(context.compiled_parameters) > MAX_SETS:
+            raise Opaque(f"a statement with more than {MAX_SETS} sets of parameters")
         for values in context.compiled_parameters:
             rows = _select(connection, table, _where(statement, context, values), lock=True)
             if context.isdelete:

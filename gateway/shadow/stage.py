@@ -42,6 +42,8 @@ class Stage:
         """Take the control's changes back. Raises Unlike when somebody has changed one of the rows since."""
         from sqlalchemy.exc import DBAPIError
 
+        if not changes:
+            return
         try:
             live = read(connection, catalog, [(change.table, change.key) for change in changes], lock=True)
             for change in changes:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, Request
 from sqlalchemy import Connection, Engine, create_engine, delete, insert, select, text, update
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from starlette.types import Receive, Scope, Send
 
@@ -33,6 +34,8 @@ from tests.support.shadowing import known_connections
 from tests.unit.test_rows import Artist, Base, Note, Video
 
 Play = Callable[[Session], object]
+
+HANDBOOK = Path(__file__).parents[2] / "docs/howto.md"
 
 # --- the application's half of the protocol -----------------------------------------------------------------------
 
@@ -233,6 +236,33 @@ async def test_a_candidate_that_fails_is_an_answer(engine: Engine) -> None:
 
     assert result.observation.status == 500
     assert (result.inconclusive, result.rows) == ("", ())
+
+
+async def test_an_application_takes_part_with_the_lines_of_the_handbook(engine: Engine) -> None:
+    """They are run as they stand there."""
+    drivers = {"sqlite": "sqlite+aiosqlite", "mysql": "mysql+aiomysql"}
+    slow = create_async_engine(engine.url.set(drivername=drivers[engine.dialect.name]))
+    app = FastAPI()
+    words: dict[str, Any] = {"engine": slow, "app": app, "ContextVar": ContextVar}
+    words["asynccontextmanager"] = asynccontextmanager
+    chapter = HANDBOOK.read_text().partition("## Shadow writes safely")[2]
+    exec(chapter.partition("```python\n")[2].partition("```")[0], words)
+    app.add_middleware(words["Containment"], engine=slow)
+
+    @app.post("/play")
+    async def play() -> int:
+        async with words["transaction"]() as connection:
+            await connection.execute(update(Artist).where(Artist.id == 2).values(plays=Artist.plays + 1))
+        async with words["transaction"]() as connection:
+            return int(await connection.scalar(select(Artist.plays).where(Artist.id == 2)))
+
+    undo = control(engine, lambda session: session.execute(update(Artist).where(Artist.id == 2).values(plays=1)))
+    before = state(engine)
+    result = await replay(app, undo)
+    await slow.dispose()
+
+    assert (result.observation.body, result.inconclusive, result.rows) == (b"1", "", undo)
+    assert state(engine) == before
 
 
 # --- what it cannot find out --------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Engine,
     ForeignKey,
     String,
+    bindparam,
     create_engine,
     delete,
     event,
@@ -28,7 +29,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from gateway.model import RowChange
 from gateway.shadow import rows
-from gateway.shadow.rows import MAX_ROWS, Recorder, recording
+from gateway.shadow.rows import MAX_ROWS, MAX_SETS, Recorder, recording
 from tests.support.databases import create_database
 
 
@@ -242,6 +243,24 @@ def test_too_many_rows_make_the_record_incomplete_and_nothing_else(engine: Engin
         assert connection.execute(update(Artist).values(plays=1)).rowcount == MAX_ROWS + 2
 
     assert (recorder.changes(), recorder.why) == (None, f"more than {MAX_ROWS} rows of artists")
+
+
+def test_a_connection_that_commits_by_itself_makes_the_record_incomplete(engine: Engine) -> None:
+    with recording() as recorder, engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").execute(update(Artist).values(plays=1))
+
+    assert (recorder.changes(), recorder.why) == (None, "a connection that commits by itself")
+
+
+def test_one_statement_with_many_parameters_is_followed_as_far_as_the_client_may_wait(engine: Engine) -> None:
+    each = update(Artist).where(Artist.name == bindparam("who")).values(plays=bindparam("number"))
+    with recording() as few, engine.begin() as connection:
+        connection.execute(each, [{"who": "Björk", "number": 4}, {"who": "Cher", "number": 5}])
+    with recording() as many, engine.begin() as connection:
+        connection.execute(each, [{"who": "Cher", "number": number} for number in range(MAX_SETS + 1)])
+
+    assert [after for *_, after in changed(few)] == [{"plays": 4}, {"plays": 5}]
+    assert (many.changes(), many.why) == (None, f"a statement with more than {MAX_SETS} sets of parameters")
 
 
 def test_threads_with_a_copy_of_the_context_are_recorded_and_others_are_not(engine: Engine) -> None:
