@@ -58,6 +58,7 @@ class Health:
     subjects_on_port: int = 0
     rollbacks: int = 0  # so far
     since_rollback_s: float = inf
+    judgements: int = 1  # made of the same ramp: of a cohort and each of its routes; they share the budget
     legacy_failing: bool = False  # legacy, wherever else it is asked, fails too: its past is no measure now
 
 
@@ -107,8 +108,8 @@ def proof(plan: Rollout, health: Health) -> str:
 
 def _proofs(plan: Rollout, health: Health) -> Iterator[str]:
     """Sentences that each justify a rollback."""
-    seen, steps = health.evidence, len(plan.steps_bp)
-    alpha = ALPHA_ERRORS / steps
+    seen, parts = health.evidence, _parts(plan, health)
+    alpha = ALPHA_ERRORS / parts
     legacy, port = seen.errors.legacy, seen.errors.port
     usual = legacy if legacy.total else seen.remembered.failed
     beyond = seen.errors.log_e_beyond(usual.share + plan.max_errors_bp / FULL_BP) >= log(BEYOND)
@@ -116,16 +117,21 @@ def _proofs(plan: Rollout, health: Health) -> Iterator[str]:
         total, bad = seen.errors.recent
         lately = f", {bad} of its last {total}" if total < port.total else ""
         yield f"errors: {_count('the port', port)}{lately}, {_count('legacy', usual)}"
-    alpha = ALPHA_LATENCY / steps
+    alpha = ALPHA_LATENCY / parts
     if _proven(seen.of_slowness(alpha / 4), health, alpha):
         yield (
             f"latency: the port is more than {seen.ratio:g} times as slow as legacy: "
             f"p95 {_ms(seen.port)} against {_ms(seen.legacy if seen.legacy.answers else seen.remembered)}"
         )
     limit = plan.max_mismatches_bp / FULL_BP
-    if _log_e_mismatches(plan, health) >= log(steps / ALPHA_MISMATCHES):
+    if _log_e_mismatches(plan, health) >= log(parts / ALPHA_MISMATCHES):
         total, bad = health.compared
         yield f"mismatches: {bad} of {total} shadow comparisons ({bad / total:.2%}), {limit:.2%} are tolerated"
+
+
+def _parts(plan: Rollout, health: Health) -> int:
+    """Of the budget: each step has one for each judgement."""
+    return len(plan.steps_bp) * health.judgements
 
 
 def _proven(log_e: LogE, health: Health, alpha: float) -> bool:
@@ -169,7 +175,7 @@ def _missing_comparisons(plan: Rollout, health: Health) -> Iterator[str]:
     total, bad = health.compared
     limit = plan.max_mismatches_bp / FULL_BP
     harm = min(max(MISMATCHES_HARM * limit, 0.01), (1 + limit) / 2)
-    wanted = needed(limit, harm, inf, log(len(plan.steps_bp) / ALPHA_MISMATCHES)) if limit < 1 else 0
+    wanted = needed(limit, harm, inf, log(_parts(plan, health) / ALPHA_MISMATCHES)) if limit < 1 else 0
     if (short := max(plan.min_requests, ceil(wanted)) - total) > 0:
         yield f"{short} more shadow comparisons, to notice {harm:.2%} mismatches"
     elif bad / total > limit:
@@ -196,7 +202,7 @@ def _short(wanted: float, answers: int, harm: str) -> Iterator[str]:
 
 
 def _needed_for_errors(plan: Rollout, health: Health) -> float:
-    seen, alpha = health.evidence, ALPHA_ERRORS / len(plan.steps_bp)
+    seen, alpha = health.evidence, ALPHA_ERRORS / _parts(plan, health)
     known = seen.remembered.failed
     base = predicted(known.plus(seen.legacy.failed))
     return _needed(health, base, base + seen.harm * (1 - base), upper_bound(known, alpha / 4), alpha)
@@ -204,7 +210,7 @@ def _needed_for_errors(plan: Rollout, health: Health) -> float:
 
 def _needed_for_latency(plan: Rollout, health: Health) -> float:
     """By the quantile of legacy that would show it first."""
-    seen, alpha = health.evidence, ALPHA_LATENCY / len(plan.steps_bp)
+    seen, alpha = health.evidence, ALPHA_LATENCY / _parts(plan, health)
     if seen.limits_s and seen.limits_s[-1] <= LATENCY_BOUNDS_S[0]:
         return 0.0  # legacy is faster than we can measure
     known = seen.remembered.plus(seen.legacy)
@@ -233,9 +239,9 @@ def _needed(health: Health, base: float, rate: float, limit: float, alpha: float
 
 def summary(plan: Rollout, health: Health) -> dict[str, float | int | str]:
     """The numbers behind a decision."""
-    seen, steps = health.evidence, len(plan.steps_bp)
+    seen, parts = health.evidence, _parts(plan, health)
     legacy, port = seen.errors.legacy, seen.errors.port
-    errors, slowness = seen.of_errors(ALPHA_ERRORS / steps / 4), seen.of_slowness(ALPHA_LATENCY / steps / 4)
+    errors, slowness = seen.of_errors(ALPHA_ERRORS / parts / 4), seen.of_slowness(ALPHA_LATENCY / parts / 4)
     return {
         "weight_bp": health.weight_bp,
         "in_step_s": round(health.in_step_s, 1),

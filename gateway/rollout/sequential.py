@@ -77,8 +77,7 @@ class Arm:
 
     def slower(self, than_s: float) -> Count:
         """Answers that surely took longer: those in buckets that lie wholly above."""
-        first = next((n for n, bound in enumerate(LATENCY_BOUNDS_S) if bound >= than_s), LATENCY_BUCKETS) + 1
-        return Count(self.answers, sum(self.latencies[first:]))
+        return Count(self.answers, sum(self.latencies[bisect_left(LATENCY_BOUNDS_S, than_s) + 1 :]))
 
     def _bucket(self, share: float) -> int:
         sums = list(accumulate(self.latencies))

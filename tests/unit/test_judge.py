@@ -134,6 +134,11 @@ def test_a_legacy_that_is_faster_than_can_be_measured_does_not_hold_the_ramp() -
     assert judge(PLAN, Health(evidence, 2500, 700.0)).action is Action.ADVANCE
 
 
+def test_judgements_that_share_a_budget_want_more_evidence_each() -> None:
+    alone, shared = (judge(PLAN, replace(health(arm(30), arm(10)), judgements=n)).missing[0] for n in (1, 20))
+    assert int(alone.split()[0]) < int(shared.split()[0])
+
+
 # --- rolling back
 
 
