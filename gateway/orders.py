@@ -143,7 +143,7 @@ class Orders:
         if not order.force:
             raise objection
         if not order.why:
-            raise GatewayError(f"{printable(key)}: who insists has to say why")
+            raise GatewayError(f"{printable(key)}: force needs a reason: say why")
         return {"missing": list(objection.missing)}
 
     def _edit(self, change: Change, order: Order, evidence: Mapping[str, Any] | None = None) -> Event:

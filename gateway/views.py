@@ -143,7 +143,7 @@ class Views:
         _, ramps = Ramps(self._state).load()
         begun = {member for ramp in ramps.values() for member in ramp.members}
         views = [ramp_view(ramp, flags.rollouts.get(ramp.plan)) for _, ramp in sorted(ramps.items())]
-        views += [planned_view(flags[name]) for name in sorted(planned - begun)]
+        views += [planned_view(flags[name], flags.rollouts[flags[name].rollout]) for name in sorted(planned - begun)]
         return [view for view in views if key in ("", *view["keys"])]
 
     def workers(self) -> list[View]:
@@ -262,7 +262,7 @@ def plan_view(plan: Rollout) -> View:
     }
 
 
-def planned_view(flag: Flag) -> View:
+def planned_view(flag: Flag, plan: Rollout) -> View:
     """A ramp that nobody has begun."""
     return {
         "name": flag.key,
@@ -271,7 +271,7 @@ def planned_view(flag: Flag) -> View:
         "state": "not begun",
         "weight": percent(flag.weight_bp),
         "step": 0,
-        "steps": 0,
+        "steps": len(plan.steps_bp),
         "why": "no worker has led since it was planned",
         "missing": [],
         "evidence": {},
@@ -317,14 +317,18 @@ def _ramp_state(ramp: Ramp, steps_bp: Sequence[int]) -> str:
 
 def _unearned(plan: Rollout, ramp: Ramp | None, weight_bp: int) -> Iterator[str]:
     """Why a rollout would not go to this weight now."""
-    step = ramp.step if ramp else None
-    if step and step.missing:
-        yield from step.missing
+    if ramp is None:
+        first_bp = plan.steps_bp[0]
+        if weight_bp > first_bp:
+            yield f"the ramp has not begun, and the plan {plan.name} begins with {percent(first_bp)} %"
         return
-    here_bp = ramp.weight_bp if ramp else 0
-    following_bp = next((step_bp for step_bp in plan.steps_bp if step_bp > here_bp), FULL_BP)
+    if ramp.step and ramp.step.missing:
+        yield from ramp.step.missing
+        return
+    following_bp = next((step_bp for step_bp in plan.steps_bp if step_bp > ramp.weight_bp), FULL_BP)
     if weight_bp > following_bp:
-        yield f"after {percent(here_bp)} % the plan {plan.name} has {percent(following_bp)} %"
+        here, following = percent(ramp.weight_bp), percent(following_bp)
+        yield f"the plan {plan.name} goes from {here} % to {following} % first"
 
 
 def side(route: Route, flags: FlagSet) -> str:

@@ -234,13 +234,16 @@ def test_beyond_its_evidence_a_weight_rises_only_with_force_and_a_reason(gateway
     (here / "flags.yaml").write_text(RAMPS)
     blocked = gateway("set", "health", "50")
     assert (3, "") == (blocked.code, blocked.out)
-    assert "gateway: health: blocked by its evidence: after 0 % the plan careful has 1 %\n" == blocked.err
-    refused(gateway("set", "health", "50", "--force"), "who insists has to say why")
+    assert (
+        "gateway: health: blocked by its evidence: the ramp has not begun, and the plan careful begins with 1 %\n"
+        == blocked.err
+    )
+    refused(gateway("set", "health", "50", "--force"), "force needs a reason: say why")
     assert RAMPS == (here / "flags.yaml").read_text()
 
     assert 0 == gateway("set", "health", "50", "--force", "--why", "the fair begins").code
     (event,) = gateway("log", "--json").data
-    assert ["after 0 % the plan careful has 1 %"] == event["evidence"]["missing"]
+    assert ["the ramp has not begun, and the plan careful begins with 1 %"] == event["evidence"]["missing"]
     assert "the fair begins" == event["why"]
     assert 0 == gateway("set", "health", "1").code
 

@@ -202,7 +202,7 @@ def test_with_enough_evidence_a_person_may_go_as_far_as_the_plan_would_now(setti
     assert None is views.objection("search", 500)
     objection = views.objection("search", 501)
     assert isinstance(objection, Blocked)
-    assert ("after 1 % the plan careful has 5 %",) == objection.missing
+    assert ("the plan careful goes from 1 % to 5 % first",) == objection.missing
 
 
 # --- health -------------------------------------------------------------------------------------------------------
