@@ -17,6 +17,8 @@ from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
+from uvicorn.config import LOG_LEVELS
+
 from gateway.decide import SAFE_METHODS
 from gateway.errors import GatewayError
 from gateway.model import Backend, Outcome
@@ -158,14 +160,14 @@ class Replayer:
 
     async def _replay(self, exchange: Exchange) -> None:
         key = exchange.key
-        waited = waited_s(os.getpid())
+        began, waited = time.monotonic(), waited_s(os.getpid())
         with self._notes.running(key):
             try:
                 await self._judge(exchange)
                 self._late.pop(key, None)
             except TimeoutError:
-                starved = waited_s(os.getpid()) - waited > self._settings.shadow_timeout_s / 2
-                self._note_late(key, starved=starved)
+                starved_s = waited_s(os.getpid()) - waited
+                self._note_late(key, starved=starved_s > (time.monotonic() - began) / 2)
             except Inconclusive as reason:
                 log.debug("shadow: %s: %s", key, reason)
                 self._verdicts.count(key, Outcome.INCONCLUSIVE)
@@ -176,10 +178,10 @@ class Replayer:
                     log.exception("shadow: %s could not be judged; told once", key)
 
     async def _judge(self, exchange: Exchange) -> None:
-        key, control = exchange.key, Run(self._sides.comparable(exchange.control), exchange.rows)
-        safe = exchange.scope["method"] in SAFE_METHODS
+        key, method = exchange.key, exchange.scope["method"]
+        control = Run(self._sides.comparable(method, exchange.control), exchange.rows)
         candidate = await self._ask(exchange, exchange.candidate)
-        trial = self._book.trial(key, control, candidate, exchange.ignore, again=safe)
+        trial = self._book.trial(key, control, candidate, exchange.ignore, again=method in SAFE_METHODS)
         learned = False
         while (backend := trial.wants()) is not None:
             trial.see(await self._ask(exchange, backend))
@@ -214,7 +216,7 @@ class Replayer:
             raise TimeoutError
         if result.inconclusive:
             raise Inconclusive(result.inconclusive)
-        return Run(await self._sides.settled(who, result.observation), result.rows)
+        return Run(await self._sides.settled(scope, who, result.observation), result.rows)
 
     def _note_late(self, key: str, *, starved: bool) -> None:
         """A candidate that never comes back would take the places of all others."""
@@ -235,8 +237,8 @@ def main(parent: int) -> int:
     _die_with(parent)
     os.nice(19)
     settings = Settings.load()
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s: %(message)s")
-    state = settings.state_dir
+    _log_to_stderr(settings.log_level)
+    state = settings.state_dir.absolute()  # an application may change the working directory
     lock = _lock(state)
     if lock is None:
         return LOCKED
@@ -251,9 +253,11 @@ def main(parent: int) -> int:
 async def _run(settings: Settings, state: Path, sides: Sides) -> int:
     verdicts = Verdicts(state)
     async with AsyncExitStack() as stack:
-        if sides.fastapi is not None:
-            began = await stack.enter_async_context(sides.fastapi.router.lifespan_context(sides.fastapi))
-            sides.state.update(began or {})
+        try:
+            await sides.begin(stack)
+        except Exception as error:  # noqa: BLE001  # anybody's code
+            log.critical("shadow: the FastAPI application did not start: %s: %s", type(error).__name__, error)
+            return WRONG
         verdicts.start()
         stack.callback(verdicts.close)
         _confine(settings)
@@ -268,11 +272,21 @@ async def _run(settings: Settings, state: Path, sides: Sides) -> int:
             os.umask(before)
         beat = asyncio.create_task(replayer.beat())
         code = await replayer.over
+        loop.remove_reader(sys.stdin.fileno())
         server.close()
         if code == RECYCLED:
             await replayer.finish()
         beat.cancel()
     return code
+
+
+def _log_to_stderr(level: str) -> None:
+    """What the gateway has to say, as a worker says it; the applications log as they like."""
+    handler, logger = logging.StreamHandler(), logging.getLogger("gateway")
+    handler.setFormatter(logging.Formatter("%(levelname)s:     %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(LOG_LEVELS[level])
+    logger.propagate = False
 
 
 def _lock(state: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from asyncio import Event, Task
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -43,7 +44,13 @@ class Sides:
         self._limit_s, self._limit_bytes = settings.shadow_timeout_s, settings.shadow_body_bytes
         self._asking_legacy = 0
         self._stuck: set[Task[None]] = set()
-        self.state: dict[str, Any] = {}  # of FastAPI's lifespan
+        self._state: dict[str, Any] = {}  # of FastAPI's lifespan
+
+    async def begin(self, stack: AsyncExitStack) -> None:
+        """Run FastAPI's lifespan until the stack is left. Raises what it raises."""
+        if self.fastapi is not None:
+            state = await stack.enter_async_context(self.fastapi.router.lifespan_context(self.fastapi))
+            self._state = dict(state or {})
 
     @property
     def stuck(self) -> int:
@@ -61,7 +68,7 @@ class Sides:
             await self._finish(asyncio.create_task(run(app, scope)))
         finally:
             self._asking_legacy -= legacy
-        return await self.settled(who, run.answer())
+        return await self.settled(scope, who, run.answer())
 
     async def shown(self, exchange: Exchange, backend: Backend) -> tuple[Scope, Identity]:
         """The request with the credential that `backend` understands, marked as a shadow; and whose it is."""
@@ -70,7 +77,7 @@ class Sides:
             "type": "http",
             "asgi": _ASGI,
             "headers": list(exchange.scope["headers"]),
-            "state": self.state.copy(),
+            "state": self._state.copy(),
             "extensions": {"gateway": {"shadow": True}},
             "gateway.key": exchange.key,
         }
@@ -79,20 +86,22 @@ class Sides:
         who = self._identity.look(scope)
         return await self._identity.present(scope, who, backend), who
 
-    async def settled(self, who: Identity, answer: Observation) -> Observation:
+    async def settled(self, scope: Scope, who: Identity, answer: Observation) -> Observation:
         """The answer as its client would have got it.
 
         That is a matter of the identity bridge, which may ask and write a session store. A shadow must not: then
         the session's cookie is left out of the comparison, on both sides.
         """
-        if self._stored:
-            return self.comparable(answer)
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
-        edited = await self._identity.reconcile(who, answer.backend, answer.status, headers)
-        return answer if edited is headers else replace(answer, headers=text_headers(edited))
+        if not self._stored:
+            headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
+            edited = await self._identity.reconcile(who, answer.backend, answer.status, headers)
+            answer = answer if edited is headers else replace(answer, headers=text_headers(edited))
+        return self.comparable(scope["method"], answer)
 
-    def comparable(self, answer: Observation) -> Observation:
-        """The answer without what is not to be compared."""
+    def comparable(self, method: str, answer: Observation) -> Observation:
+        """The answer without what is not to be compared, or was never sent."""
+        if method == "HEAD" or answer.status in (204, 304):
+            answer = replace(answer, body=b"")
         return replace(answer, headers=_without_session(answer.headers, self._stored)) if self._stored else answer
 
     async def _finish(self, task: Task[None]) -> None:

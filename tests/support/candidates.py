@@ -101,7 +101,7 @@ def make_port() -> FastAPI:
         assert request.scope["extensions"]["gateway"] == {"shadow": True}
         return {"value": 1}
 
-    @app.get("/other", name="other")
+    @app.api_route("/other", methods=["GET", "HEAD"], name="other")
     async def other() -> dict[str, int]:
         return {"value": 2}
 

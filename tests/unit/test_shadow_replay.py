@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from http.cookies import SimpleCookie
 from pathlib import Path
@@ -91,13 +92,14 @@ async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     monkeypatch.chdir(tmp_path)
     state = tmp_path / "state"
     state.mkdir()
+    lifespans = AsyncExitStack()
     benches: list[tuple[Bench, asyncio.AbstractServer, asyncio.Task[None]]] = []
 
     async def begin(**env: object) -> Bench:
         variables = {"GATEWAY_STATE": str(state), "GATEWAY_SHADOW_TIMEOUT_S": "1"}
         settings = Settings.load(env={**variables, **APPS, **{name: str(value) for name, value in env.items()}})
         sides, book = Sides(settings), Book()
-        sides.state["greeting"] = "hello"
+        await sides.begin(lifespans)
         replayer = Replayer(settings, state, sides, book)
         server = await asyncio.start_unix_server(replayer.serve, state / "shadow.sock")
         worker = Shadow(settings, state, book)
@@ -107,11 +109,13 @@ async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         return benches[-1][0]
 
     yield begin
+    (tmp_path / "enough").touch()  # for those that cannot be stopped
     for bench, server, beat in benches:
         await bench.worker.stop()
         beat.cancel()
         server.close()
         await asyncio.sleep(0.01)
+    await lifespans.aclose()
 
 
 def places(verdict: Verdict) -> list[str]:
@@ -144,6 +148,14 @@ async def test_what_the_flag_ignores_does_not_count(start: Start) -> None:
     _, verdict, _ = bench.book.verdicts[0]
     assert verdict.matched
     assert ["$.value"] == [difference.where for difference in verdict.ignored]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_only_what_is_sent_is_compared(start: Start, method: str) -> None:
+    verdict, answer = await (await start()).verdict("/other", method=method)
+
+    assert (method == "HEAD") == verdict.matched
+    assert (method == "HEAD") == (answer.body == b"")
 
 
 @pytest.mark.parametrize(("target", "status"), [("/raises", 500), ("/exits", 500)])
