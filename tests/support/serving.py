@@ -119,7 +119,8 @@ def serving(
 
     `settings` become `GATEWAY_*` variables; `routes` are the first lines of the flag file.
     """
-    port, flags, state, log = free_port(), directory / "flags.yaml", directory / "state", directory / "gateway.log"
+    port, flags, log = free_port(), directory / "flags.yaml", directory / "gateway.log"
+    state = directory / (".gateway" if "state" in settings else "state")  # several hosts: settings name their Redis
     if not flags.exists():
         flags.write_text(flag_file(*routes))
     values = {"legacy": legacy, "fastapi": fastapi, "flags": flags, "state": state, "port": port, "workers": workers}
