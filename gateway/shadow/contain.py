@@ -8,10 +8,10 @@ has shown to `attach`, and asks `refuse` before it does what no transaction cont
 on another connection, a commit, a change that cannot be followed is refused. The process is guarded: see `guard`.
 Whoever refuses, the run is inconclusive.
 
-MariaDB: the transaction never waits for a lock, so it can make no client's transaction the victim of a deadlock; the
-server ends it when this process hangs; new rows get the ids that the control's got, or negative ones, so that the
-counters of the tables do not move. SQLite: the connection is given a private copy of the database, in memory; the
-database itself is only read.
+MariaDB: the transaction is one that the server itself refuses to commit; it never waits for a lock, so it can make no
+client's transaction the victim of a deadlock; the server ends it when this process hangs. New rows get the ids that the
+control's got, or negative ones, so that the counters of the tables do not move. SQLite: the connection is given a
+private copy of the database, in memory; the database itself is only read.
 """
 
 import asyncio
@@ -173,11 +173,7 @@ class Run:
             _abandon(connection)
             return "the connection or its transaction was lost"
         places = self.record.finish(connection)
-        committed = bool(places or self._undo) and not stage.in_transaction(connection)
-        connection.rollback()
-        if committed:
-            log.critical("shadow: a write was not contained: the application has committed it, past SQLAlchemy")
-            return "the application has committed"
+        stage.roll_back(connection)
         why = self._verify(connection, places)
         stage.end(connection)
         return why
@@ -277,8 +273,7 @@ class Record(Recorder):
     @override
     def rollback(self, connection: "Connection") -> None:
         if connection is self.connection:
-            self.connection = None
-            self.why = "the application rolled everything back, and us with it"
+            self._guard.refuse("database", "ROLLBACK of the whole")
 
     @override
     def failed(self, error: BaseException) -> None:

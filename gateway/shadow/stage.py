@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from typing_extensions import override
 
@@ -30,9 +31,9 @@ class Stage:
         """Begin a transaction on a fresh connection. Raises Unlike when that would not be safe."""
         raise NotImplementedError
 
-    def in_transaction(self, connection: "Connection") -> bool:
-        """What the database says, whatever SQLAlchemy believes."""
-        raise NotImplementedError
+    def roll_back(self, connection: "Connection") -> None:
+        """End the transaction."""
+        connection.rollback()
 
     def end(self, connection: "Connection") -> None:
         """After the rollback: the connection as it was."""
@@ -82,7 +83,11 @@ def _changed(before: Mapping[str, object], after: Mapping[str, object]) -> dict[
 
 
 class MariaDb(Stage):
-    """The database itself. No lock is waited for, and the server ends what this process forgets."""
+    """The database itself. No lock is waited for, and the server ends what this process forgets.
+
+    Inside a branch of a global transaction the server itself refuses COMMIT, DDL, and whatever else would commit; it
+    knows savepoints as usual. The branch is never prepared, so it dies with the connection.
+    """
 
     checks_off, checks_on = "SET foreign_key_checks = 0", "SET foreign_key_checks = 1"
     _names = ("innodb_lock_wait_timeout", "idle_transaction_timeout", "max_statement_time")
@@ -90,6 +95,7 @@ class MariaDb(Stage):
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._kept: tuple[object, ...] = ()
+        self._branch = f"gateway-{uuid4().hex}"
 
     @override
     def begin(self, connection: "Connection") -> None:
@@ -101,10 +107,13 @@ class MariaDb(Stage):
             raise Unlike("the connection commits by itself, or does not check foreign keys")
         self._kept = tuple(kept)
         self._set(connection, (0, ceil(self._timeout_s), self._timeout_s))
+        self._say(connection, f"XA START '{self._branch}'")
 
     @override
-    def in_transaction(self, connection: "Connection") -> bool:
-        return bool(self._ask(connection, "in_transaction")[0])
+    def roll_back(self, connection: "Connection") -> None:
+        self._say(connection, f"XA END '{self._branch}'")
+        self._say(connection, f"XA ROLLBACK '{self._branch}'")
+        super().roll_back(connection)
 
     @override
     def end(self, connection: "Connection") -> None:
@@ -116,7 +125,10 @@ class MariaDb(Stage):
         return list(connection.exec_driver_sql(sql, execution_options=OWN).one())
 
     def _set(self, connection: "Connection", values: Iterable[object]) -> None:
-        sql = "SET " + ", ".join(f"{name} = {value}" for name, value in zip(self._names, values, strict=True))
+        pairs = zip(self._names, values, strict=True)
+        self._say(connection, "SET " + ", ".join(f"{name} = {value}" for name, value in pairs))
+
+    def _say(self, connection: "Connection", sql: str) -> None:
         connection.exec_driver_sql(sql, execution_options=OWN)
 
 
@@ -133,13 +145,9 @@ class Sqlite(Stage):
         else:  # aiosqlite: in the thread of that connection
             pooled.dbapi_connection.run_async(lambda it: it._execute(_become_a_copy, it._conn))  # type: ignore[union-attr]  # noqa: SLF001
         connection.begin()
-        if not self.in_transaction(connection):
+        driver: Any = pooled.driver_connection
+        if not driver.in_transaction:
             connection.exec_driver_sql("BEGIN", execution_options=OWN)
-
-    @override
-    def in_transaction(self, connection: "Connection") -> bool:
-        driver: Any = connection.connection.driver_connection
-        return bool(driver.in_transaction)
 
     @override
     def end(self, connection: "Connection") -> None:

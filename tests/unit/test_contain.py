@@ -458,7 +458,6 @@ def _roll_everything_back(session: Session) -> None:
     root = session.connection().get_transaction()
     assert root is not None
     root.rollback()
-    session.connection().execute(update(Artist).values(plays=1))
 
 
 def _write_sql(session: Session) -> None:
@@ -498,7 +497,7 @@ LEAKS = (
     (_enqueue, "jobs: tasks.download"),
     (_use_another_connection, "database: a statement on another connection: "),
     (_commit, "database: COMMIT of the whole"),
-    (_roll_everything_back, "database: a statement on another connection: "),
+    (_roll_everything_back, "database: ROLLBACK of the whole"),
     (_write_sql, "database: SQL text: UPDATE artists SET plays = 1"),
     (_make_a_table, "database: "),
     (_begin_in_sql, "database: "),
@@ -524,6 +523,22 @@ async def test_what_would_remain_is_refused(
     assert state(engine) == between != before
     assert Path("there").exists()
     assert not [name for name in ("leak", "folder", "elsewhere") if Path(name).exists()]
+
+
+async def test_a_commit_past_sqlalchemy_does_not_reach_the_database(engine: Engine) -> None:
+    """The server refuses it, or it happens to a copy."""
+
+    def play(session: Session) -> object:
+        session.execute(update(Artist).values(plays=1))
+        session.connection().connection.cursor().execute("COMMIT")
+        return ""
+
+    undo = control(engine, lambda session: session.execute(update(Video).values(title="changed")))
+    before = state(engine)
+    result = await replay(make_candidate(engine, play), undo)
+
+    assert result.observation.status == 500 or result.inconclusive
+    assert state(engine) == before
 
 
 async def test_a_task_that_outlives_its_request_is_stopped_and_stays_refused(engine: Engine, tmp_path: Path) -> None:
