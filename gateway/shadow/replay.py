@@ -235,7 +235,7 @@ class Replayer:
 def main(parent: int) -> int:
     """Run until the parent closes standard input or dies. Returns the exit code."""
     _die_with(parent)
-    os.nice(19)
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
     settings = Settings.load()
     _log_to_stderr(settings.log_level)
     state = settings.state_dir.absolute()  # an application may change the working directory

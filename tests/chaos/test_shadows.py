@@ -1,5 +1,7 @@
 """Whatever a shadowed candidate does, its clients do not notice."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,3 +73,20 @@ def test_nothing_is_left_when_the_gateway_stops(tmp_path: Path) -> None:
         server.process.terminate()
         assert 0 == server.process.wait(20)
         assert [] == server.processes()
+
+
+def test_another_worker_takes_over_when_the_one_that_keeps_it_dies(tmp_path: Path) -> None:
+    with serving(
+        tmp_path,
+        "same: {weight: 0, shadow: 100}",
+        legacy="tests.support.candidates:make_legacy",
+        fastapi="tests.support.candidates:make_port",
+        workers=2,
+    ) as server:
+        first = wait_until(lambda: replaying(server), "a process that replays", 40)
+        keeper = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1])
+        assert keeper in server.workers()
+
+        os.kill(keeper, signal.SIGKILL)
+        wait_until(lambda: not Path(f"/proc/{first}").exists(), "its end")
+        wait_until(lambda: replaying(server) not in (0, first), "another one", 40)
