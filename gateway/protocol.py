@@ -547,16 +547,21 @@ class GatewayProtocol(HttpToolsProtocol):
         self.unsent = unsent
 
     def undelivered(self) -> int:
-        """Bytes of answers that the client has not taken yet. None are left when the connection is gone."""
-        return 0 if self not in self.connections else self._unsent()
+        """Bytes of answers that the client has not taken yet; -1 when it is gone."""
+        if self not in self.connections:
+            return -1
+        size = self.transport.get_write_buffer_size()
+        return size if self.transport.is_closing() else size + self._queued()
 
     def _unsent(self) -> int:
         """Bytes on their way to a slow reader. The kernel's part shows progress long before the transport's does."""
         size = self.transport.get_write_buffer_size()
-        if size:
-            queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-            size += int.from_bytes(queued, "little")
-        return size
+        return size + self._queued() if size else 0
+
+    def _queued(self) -> int:
+        """The kernel's part."""
+        queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        return int.from_bytes(queued, "little")
 
     def _patience(self) -> float | None:
         """How many seconds the present state may last."""
