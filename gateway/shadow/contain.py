@@ -20,6 +20,7 @@ from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -96,9 +97,11 @@ async def contained(
         return Contained(_NO_ANSWER, inconclusive=why)
     engine: Engine = getattr(app.state.gateway_shadow["engine"], "sync_engine", app.state.gateway_shadow["engine"])
     timeout_s = timeout_s if engine.dialect.name == "sqlite" else min(timeout_s, LOCKED_S)
-    if peers := await asyncio.to_thread(_strangers, engine):
-        return Contained(_NO_ANSWER, inconclusive=f"there are open connections to {', '.join(peers)}")
-    run, answer = Run(undo, timeout_s), _Answer(body)
+    database = await asyncio.to_thread(_peers_of, engine)
+    if peers := open_peers(database):
+        told = ", ".join(peer if isinstance(peer, str) else f"{peer[0]}:{peer[1]}" for peer in peers)
+        return Contained(_NO_ANSWER, inconclusive=f"there are open connections to {told}")
+    run, answer = Run(undo, timeout_s, Guard(database)), _Answer(body)
     scope = {**scope, "extensions": {**scope.get("extensions", {}), EXTENSION: run}}
     with _watching(engine, run.guard), recording(run.record, alone=True), guarding(run.guard):
         timed_out, poisoned = await _drive(answer.ask(app, scope), timeout_s)
@@ -118,8 +121,8 @@ class Run:
     `attach` and `detach` are for a synchronous connection: an asynchronous one has `run_sync`.
     """
 
-    def __init__(self, undo: tuple[RowChange, ...], timeout_s: float) -> None:
-        self.guard = Guard()
+    def __init__(self, undo: tuple[RowChange, ...], timeout_s: float, guard: Guard) -> None:
+        self.guard = guard
         self.record = Record(self.guard, undo)
         self.why = ""
         self._undo, self._timeout_s = undo, timeout_s
@@ -138,7 +141,7 @@ class Run:
             self.refuse("database", "a second connection, or one with a transaction of its own")
         self._stage = Sqlite() if connection.dialect.name == "sqlite" else MariaDb(self._timeout_s)
         try:
-            with self.record.at_ease():
+            with self.record.at_ease(connection):
                 self._stage.begin(connection)
                 self.record.catalog = Catalog.of(connection)
                 self._stage.undo(connection, self.record.catalog, self._undo)
@@ -161,7 +164,7 @@ class Run:
             return
         self.record.connection = None
         try:
-            with self.record.at_ease():
+            with self.record.at_ease(connection):
                 self.why = self._leave(connection, stage)
         except Exception as error:
             self.why = f"it could not be looked at: {error}"
@@ -206,16 +209,16 @@ class Record(Recorder):
         self.catalog: Catalog | None = None
         self._guard = guard
         self._ids = Ids(undone)
-        self._ours = False
+        self._ours: Connection | None = None
 
     @contextmanager
-    def at_ease(self) -> Iterator[None]:
-        """What happens inside is ours."""
-        self._ours = True
+    def at_ease(self, connection: "Connection") -> Iterator[None]:
+        """What happens on it inside is ours."""
+        self._ours = connection
         try:
             yield
         finally:
-            self._ours = False
+            self._ours = None
 
     def required_catalog(self) -> Catalog:
         if self.catalog is None:
@@ -238,7 +241,7 @@ class Record(Recorder):
 
     @override
     def before_statement(self, connection: "Connection", statement: str, context: Any) -> None:
-        if self._ours:
+        if connection is self._ours:
             return
         if connection is not self.connection:
             self._guard.refuse("database", f"a statement on another connection: {statement[:80]}")
@@ -258,7 +261,7 @@ class Record(Recorder):
         """An INSERT without an id is given one."""
         from sqlalchemy import Insert
 
-        if self._ours or connection is not self.connection or not isinstance(element, Insert):
+        if connection is not self.connection or not isinstance(element, Insert):
             return many, one
         try:
             return self._ids.give(self.required_catalog(), element, many, one)
@@ -337,15 +340,16 @@ class _Answer:
 # --- running alone ------------------------------------------------------------------------------------------------
 
 
-def _strangers(engine: "Engine") -> list[str]:
-    """To whom there are connections, besides the database."""
+def _peers_of(engine: "Engine") -> set[Peer]:
+    """Where the database of an engine is."""
     url = engine.url
-    known: set[Peer] = set()
-    if url.get_backend_name() != "sqlite":
-        known.add(str(url.query.get("unix_socket", "")))
-        with suppress(OSError):
-            known |= addresses(url.host or "localhost", url.port or 3306)
-    return [peer if isinstance(peer, str) else f"{peer[0]}:{peer[1]}" for peer in open_peers(known)]
+    if url.get_backend_name() == "sqlite":
+        return {url.database or "", str(Path(url.database or "").absolute())}
+    host, port = url.host or "localhost", url.port or 3306
+    peers: set[Peer] = {(host, port), *filter(None, [str(url.query.get("unix_socket", ""))])}
+    with suppress(OSError):
+        peers |= addresses(host, port)
+    return peers
 
 
 @contextmanager

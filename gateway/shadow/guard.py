@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NoReturn
@@ -42,7 +42,11 @@ _KINDS: dict[str, str] = {
     "smtplib.connect": "mail",
     "smtplib.send": "mail",
 }
-_CONNECTS = {"socket.connect", "socket.getaddrinfo", "sqlite3.connect"}  # what a database driver does first
+_CONNECTS: dict[str, Callable[[Sequence[Any]], object]] = {  # what a database driver does first, and with whom
+    "socket.connect": lambda it: tuple(it[1][:2]) if isinstance(it[1], tuple) else it[1],
+    "socket.getaddrinfo": lambda it: (it[0], it[1]),
+    "sqlite3.connect": lambda it: it[0],
+}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
 _UNNAMED = getattr(os, "O_TMPFILE", 0)  # a temporary file that nobody else can see
 
@@ -54,7 +58,8 @@ class Refused(PermissionError):
 class Guard:
     """Refuses, and remembers what it has refused."""
 
-    def __init__(self) -> None:
+    def __init__(self, database: set["Peer"]) -> None:
+        self._database = database
         self.refused: list[str] = []
         self.connecting = 0  # connections that the application's engine is about to open
 
@@ -66,7 +71,7 @@ class Guard:
         """Raises Refused for what must not happen."""
         if event == "open" and not _writes(arguments):
             return
-        if event in _CONNECTS and self.connecting:
+        if self.connecting and event in _CONNECTS and _CONNECTS[event](arguments) in self._database:
             return
         if threading.current_thread().name.startswith(OWN_THREADS):
             return
