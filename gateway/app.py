@@ -145,7 +145,8 @@ def create_app() -> Gateway:
     wsgi, flask_app, fastapi_app = load_pair(settings)
     routes = RouteTable(flask_app, fastapi_app)
     hosts = Hosts.of(settings)
-    flags = FlagStore(Path(settings.flags) if settings.flags else None, routes.keys, settings.state_dir, hosts)
+    path = Path(settings.flags) if settings.flags else None
+    flags = FlagStore(path, routes.keys, settings.state_dir, hosts, join=True)
     if settings.route_once and flask_app is not None:
         hand_over(flask_app)
     build = a2wsgi_backend if settings.bridge == "a2wsgi" else WsgiBackend

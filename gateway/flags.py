@@ -72,11 +72,18 @@ class FlagStore:
     """Keeps the flags in force, follows the file, and edits it for programs.
 
     Reads `path` at once; raises FlagFileError for whatever is wrong with it. Without a path everything is legacy.
-    With `hosts` the file is this host's copy of what all hosts share.
+    With `hosts` the file is this host's copy of what all hosts share: edits reach them all, and who is to `join` them
+    follows them first. Others, like a command that only reads, leave file and hosts alone.
     """
 
     def __init__(
-        self, path: Path | None, known: Collection[str] | None, state: Path, hosts: Hosts | None = None
+        self,
+        path: Path | None,
+        known: Collection[str] | None,
+        state: Path,
+        hosts: Hosts | None = None,
+        *,
+        join: bool = False,
     ) -> None:
         self._path, self._known, self._audit = path, known, Audit(state)
         self._hosts = hosts if path else None
@@ -94,14 +101,15 @@ class FlagStore:
         self.current, self.rejected = FlagSet(), ""  # why the file on disk is not in force; empty: it is
         self.refused = ""  # which edit of this host's file lost against those of other hosts; empty: none lately
         if path:
-            self._open(path)
+            self._open(path, join=join)
         self._first = self.current.version
 
-    def _open(self, path: Path) -> None:
-        try:
-            self.follow()
-        except NotShared as error:
-            log.error("flags: %s; starting with what %s says", error, path)  # noqa: TRY400
+    def _open(self, path: Path, *, join: bool) -> None:
+        if join:
+            try:
+                self.follow()
+            except NotShared as error:
+                log.error("flags: %s; starting with what %s says", error, path)  # noqa: TRY400
         if not self.current.version:
             text = _read(path)
             self._seen, self._judged = _signature(path), version_of(text)
@@ -179,8 +187,8 @@ class FlagStore:
     def hold(self, key: str, why: str, evidence: Mapping[str, Any]) -> None:
         """Keep `key` on legacy in this worker, at once, until an accepted version of the file changes its weight.
 
-        An edit about anything else leaves it held: it would put a broken route back. For event loops: takes
-        microseconds; the audit line is written by a thread of its own.
+        An edit about anything else leaves it held: it would put a broken route back. For event loops: waits
+        for nothing; the audit line is written by a thread of its own.
         """
         with self._swap:
             if key in self._holds:

@@ -48,7 +48,7 @@ class Host:
         if not self.file.exists():
             self.file.write_text(text)
         self.hosts = Hosts(url, self.state)
-        self.store = FlagStore(self.file, known, self.state, self.hosts)
+        self.store = FlagStore(self.file, known, self.state, self.hosts, join=True)
         self.contending, self._left = threading.Event(), threading.Event()
         self._leader = threading.Thread(target=self._lead)
 
@@ -208,6 +208,15 @@ def test_a_host_that_starts_with_a_stale_file_takes_the_newer_revision(tmp_path:
     y = Host(tmp_path / "y", server.url)
     assert (40, x.file.read_text(), []) == (y.weight, y.file.read_text(), y.store.trouble)
     assert [(f"hosts@{x.hosts.host}", "a", 25, 40)] == y.events()
+
+
+def test_who_only_looks_neither_follows_nor_publishes(tmp_path: Path, server: RedisServer) -> None:
+    with Host(tmp_path / "x", server.url) as x:
+        pass
+    x.file.write_text(OTHER)
+    hosts = Hosts(server.url, x.state)
+    assert 7500 == FlagStore(x.file, KNOWN, x.state, hosts).current["a"].weight_bp
+    assert GOOD == (hosts.fetch() or SHARED).text
 
 
 def test_an_edit_of_a_stale_file_is_refused_and_nothing_is_lost(
