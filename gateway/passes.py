@@ -27,7 +27,6 @@ MAX_PASS_BYTES = 4096
 
 _AUDIENCE = "gateway-pass"
 _COOKIE, _HEADER = COOKIE.encode(), HEADER.encode()
-_COOKIE_IS = _COOKIE + b"="
 _OPTIONS: Any = {"require": ["aud", "exp", "iat", "jti"], "verify_exp": False, "verify_iat": False}  # by `now` instead
 
 
@@ -81,7 +80,11 @@ def check(secret: bytes, text: str, now: float) -> Pass | None:
 
 
 def _pass_of(claims: Mapping[str, Any]) -> Pass:
-    return Pass(claims["jti"], Backend(claims["side"]), frozenset(claims["keys"]), claims["who"], claims["exp"])
+    """Raises for claims that nobody here writes."""
+    id_, side, keys, who, expires_at = (claims[name] for name in ("jti", "side", "keys", "who", "exp"))
+    if not (isinstance(keys, list) and all(isinstance(word, str) for word in (id_, who, *keys))):
+        raise TypeError
+    return Pass(id_, Backend(side), frozenset(keys), who, expires_at)
 
 
 def _in_time(claims: Mapping[str, Any], now: float) -> bool:
@@ -109,7 +112,7 @@ def find(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == _HEADER:
             return str(value, "latin-1")
-        if name == b"cookie" and _COOKIE_IS in value:
+        if name == b"cookie" and _COOKIE in value:
             found = found or _from_cookie(value)
     return found.decode("latin-1")
 
@@ -130,6 +133,6 @@ def _from_cookie(cookie: bytes) -> bytes:
 
 def _strip(cookie: bytes) -> bytes:
     """A Cookie header without our cookie; the others stay as they are."""
-    if _COOKIE_IS not in cookie:
+    if _COOKIE not in cookie:
         return cookie
     return b";".join(part for part in cookie.split(b";") if part.partition(b"=")[0].strip() != _COOKIE).strip()
