@@ -150,7 +150,7 @@ def create_app() -> Gateway:
     if settings.route_once and flask_app is not None:
         hand_over(flask_app)
     build = a2wsgi_backend if settings.bridge == "a2wsgi" else WsgiBackend
-    instruments = Instruments(settings, flags, hosts) if settings.ledger else None
+    instruments = Instruments(settings, flags, hosts, routes.is_ported) if settings.ledger else None
     publish_routes(settings.state_dir, routes.routes)  # last: what is older than the workers is not theirs
     return Gateway(
         settings,

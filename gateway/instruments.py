@@ -4,7 +4,7 @@ None of it may touch a request: each part counts and swallows its own failures.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.types import Receive, Scope
 
@@ -12,20 +12,32 @@ from .census import Census
 from .flags import FlagStore
 from .hosts import Hosts
 from .journal import Journal, accept, new_id
-from .ledger import Ledger
+from .ledger import Ledger, is_error
 from .model import Backend, Flag
+from .rollout.breaker import Breaker
 from .rollout.leader import Job, Leader
+from .rollout.ramp import RampLoop
+from .rollout.states import Ramps
 from .settings import Settings
 from .shadow.client import Shadow
 from .shadow.keeper import Keeper
 from .shadow.tape import Tape
 from .shadow.verdicts import Verdicts
 
+CLIENT_LEFT = 499  # nginx's word for it: nobody's fault
+
 
 class Instruments:
     """All of them, between `start` and `stop`."""
 
-    def __init__(self, settings: Settings, flags: FlagStore, hosts: Hosts | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        flags: FlagStore,
+        hosts: Hosts | None = None,
+        ported: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        """`ported`: whether FastAPI answers anything of a route."""
         state = settings.state_dir
         self._settings, self._flags = settings, flags
         self._id_header = settings.request_id_header.lower().encode("latin-1")
@@ -35,9 +47,13 @@ class Instruments:
         self.shadow = Shadow(settings, state, self._verdicts)
         self.ledger.answer_for(journal=self.journal, verdicts=self._verdicts)
         self._keeper = Keeper(settings, state, self._verdicts)
-        jobs: list[Job] = [self._keep_shadow]
-        if hosts:
-            jobs += [hosts.contend, Census(hosts, self.ledger, self._verdicts.tallies).share]
+        self._breaker = Breaker(flags, settings.memory_budget_bytes)
+        census = Census(hosts, self.ledger, self._verdicts.tallies) if hosts else None
+        sums, tallies = census or self.ledger, (census or self._verdicts).tallies
+        self._ramps = RampLoop(flags, sums, tallies, Ramps(state), ported=ported, lease=hosts)
+        jobs: list[Job] = [self._keep_shadow, self._ramps.tick]
+        if hosts and census:
+            jobs += [hosts.contend, census.share]
         self._leader = Leader(state, jobs)
 
     def id_of(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -50,6 +66,8 @@ class Instruments:
     def note(self, key: str, flag: Flag | None, backend: Backend, status: int, duration_s: float) -> None:
         """One side has answered. `flag`: only if its weight is what chose the side."""
         self.ledger.count(key, backend, status, duration_s, trial=flag is not None and bool(flag.rollout))
+        if flag is not None and flag.weight_bp and status != CLIENT_LEFT:
+            self._breaker.note(flag, backend, failed=is_error(status))
 
     def tape(self, key: str, scope: Scope, receive: Receive) -> Tape | None:
         """What records a request that is to be replayed; None while nothing can be."""

@@ -108,6 +108,10 @@ class RouteTable:
         """The paths that only FastAPI has, in its order."""
         return tuple(dict.fromkeys(route.path or "/" for route in self._new))
 
+    def is_ported(self, key: str) -> bool:
+        """Whether FastAPI answers anything of a route."""
+        return key in self.routes and bool(self.routes[key].paired)
+
     def match(self, method: str, path: str) -> Match | None:
         """What this request is; None when legacy has to say it in its own words (404, 405, a redirect)."""
         return self._recent.get((method, path)) or self._look_up(method, path)

@@ -13,7 +13,7 @@ from . import passes
 from .decide import NEW, NOBODY, UNMATCHED, decide
 from .flags import FlagStore
 from .identity import Identity, IdentityBridge
-from .instruments import Instruments
+from .instruments import CLIENT_LEFT, Instruments
 from .model import FULL_BP, Backend, Caller, Decision, Flag, FlagSet, Reason
 from .routes import Match, RouteTable
 from .settings import Settings
@@ -22,7 +22,6 @@ from .shadow.tape import Tape
 
 log = logging.getLogger("gateway")
 
-CLIENT_LEFT = 499  # nginx's word for it: nobody's fault
 TIMED_OUT = 504
 
 Headers = list[tuple[bytes, bytes]]
