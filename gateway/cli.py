@@ -594,7 +594,7 @@ def _report(desk: _Desk, event: "Event", timeout_s: float | None, *, as_json: bo
 
 def _wait(desk: _Desk, version: str, timeout_s: float) -> "tuple[list[AnyWorker], list[AnyWorker]]":
     """The live workers that run `version`, or what the file says by then, and those that do not."""
-    from .flags import version_on_disk
+    from .disk import version_on_disk
 
     accepted, deadline = {version}, time.monotonic() + timeout_s
     while True:

@@ -26,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 
 from . import metrics, model
 from .audit import Event
+from .disk import version_on_disk
 from .errors import (
     Blocked,
     ConfigError,
@@ -37,7 +38,7 @@ from .errors import (
     UnknownKey,
 )
 from .flagfile import PERCENT, printable
-from .flags import FlagStore, version_on_disk
+from .flags import FlagStore
 from .hosts import Hosts
 from .orders import Order, Orders
 from .settings import Settings

@@ -7,7 +7,6 @@ last lines replaces the file in one step, or changes anything else.
 """
 
 import asyncio
-import fcntl
 import logging
 import os
 import random
@@ -15,17 +14,15 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from os.path import samestat
 from pathlib import Path
-from stat import S_IMODE, S_ISREG
 from typing import Any
 
-import watchfiles
-
 from .audit import Audit, Event, Trail, utc_now
+from .disk import POLL_S, Signature, file_errors, locked, read, replace_file, signature, watch_directory
 from .errors import FlagConflict, FlagFileError, FlagsReadOnly, GatewayError, NotShared, UnknownKey
 from .flagfile import (
     OVERRIDES,
@@ -46,11 +43,8 @@ from .flagfile import (
 from .hosts import Copy, Course, Hosts, Overtaken, Revision, course
 from .model import Backend, FlagSet
 
-MAX_FILE_BYTES = 1_048_576
-POLL_S = 0.5  # between looks at the file, should the file watch be blind (NFS, a swapped symlink)
 REREAD_S = 10.0  # between looks at the content, should time and size lie
 SETTLE_S = 0.05  # how long a file that is rewritten in place must stand still
-LOCK_WAIT_S = 10.0  # of an edit
 FOLLOW_WAIT_S = 1.0  # of a worker that follows the other hosts
 OVERTAKEN_S = 1.5  # how long an edit tries again that other hosts come before
 
@@ -91,7 +85,7 @@ class FlagStore:
         self._swap = threading.Lock()  # for what is in force: never held while waiting for anything
         self._holds: dict[str, Hold] = {}
         self._subscribers: list[Callable[[FlagSet], None]] = []
-        self._seen: _Signature | None = None
+        self._seen: Signature | None = None
         self._in_force = ""  # the text of `current`
         self._file: list[int] = []  # the file that held it, kept open so that no other gets its inode
         weakref.finalize(self, _close, self._file)
@@ -111,8 +105,8 @@ class FlagStore:
             except NotShared as error:
                 log.error("flags: %s; starting with what %s says", error, path)  # noqa: TRY400
         if not self.current.version:
-            text = _read(path)
-            self._seen, self._judged = _signature(path), version_of(text)
+            text = read(path)
+            self._seen, self._judged = signature(path), version_of(text)
             self._accept(text, parse_flags(text, self._known, str(path)))
 
     def subscribe(self, callback: Callable[[FlagSet], None]) -> None:
@@ -174,7 +168,7 @@ class FlagStore:
             raise FlagsReadOnly("no flag file is configured: give --flags FILE, or flags in [tool.gateway]")
         wanted = _Wanted(change, printable(by), printable(why), if_version, evidence or {}, fence)
         turn = self._hosts.turn() if self._hosts else nullcontext()
-        with self._mutex, _file_errors(self._path), _locked(self._path.resolve().parent), turn:
+        with self._mutex, file_errors(self._path), locked(self._path.resolve().parent), turn:
             give_up_at = time.monotonic() + OVERTAKEN_S
             while True:
                 try:
@@ -214,7 +208,7 @@ class FlagStore:
             self._hosts.seen(self.current.version, self.rejected)
         loop, changed, stop = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
         watcher = threading.Thread(
-            target=_watch_directory,
+            target=watch_directory,
             args=(self._path, stop, lambda: loop.call_soon_threadsafe(changed.set)),
             name="gateway-flags",
             daemon=True,
@@ -227,7 +221,7 @@ class FlagStore:
                     async with asyncio.timeout(POLL_S):
                         await changed.wait()
                 changed.clear()
-                if loop.time() >= reread_at or _signature(self._path) != self._seen:
+                if loop.time() >= reread_at or signature(self._path) != self._seen:
                     reread_at = loop.time() + REREAD_S
                     try:
                         await asyncio.to_thread(self.look)
@@ -265,7 +259,7 @@ class FlagStore:
         if self._path is None:
             return
         try:
-            with _file_errors(self._path), _locked(self._path.resolve().parent, wait_s=0):
+            with file_errors(self._path), locked(self._path.resolve().parent, wait_s=0):
                 text = self._text(self._path)
                 flags = parse_flags(text, self._known, str(self._path))
                 with self._audit.writing(urgent=True) as trail:
@@ -280,17 +274,17 @@ class FlagStore:
         """The content of a file that does not change while it is read, unless it never stops changing."""
         give_up_at = time.monotonic() + 20 * SETTLE_S
         while True:
-            before = _signature(path)
+            before = signature(path)
             if before and self._seen and before != self._seen and before.inode == self._seen.inode:
                 time.sleep(SETTLE_S)  # rewritten in place, and the writer may not have finished
             self._seen = before
             text = self._text(path)
-            if _signature(path) == before or time.monotonic() > give_up_at:
+            if signature(path) == before or time.monotonic() > give_up_at:
                 return text
 
     def _text(self, path: Path) -> str:
         """What the file says. Raises FlagFileError also for the beginning of the text in force, cut off in place."""
-        text = _read(path)
+        text = read(path)
         shorter = len(text) < len(self._in_force) and self._in_force.startswith(text)
         if shorter and text.endswith("\n") and self._is_still(path):
             length = f"{len(text)} of the {len(self._in_force)} characters of version {self.current.version}"
@@ -347,7 +341,7 @@ class FlagStore:
             self._record_person(trail, text, old)
             if self._hosts and not alone:
                 alone = self._publish(self._hosts, edited, event, wanted.fence)
-            self._audit.with_room(lambda: _replace_file(path.resolve(), edited.encode()))
+            self._audit.with_room(lambda: replace_file(path.resolve(), edited.encode()))
             event = trail.append(event)
         if self._hosts and not alone:
             self._hosts.keep(Copy(self._hosts.copy.number + 1, new.version))
@@ -361,7 +355,7 @@ class FlagStore:
 
     def _has_written(self, path: Path, text: str, flags: FlagSet) -> None:
         self._audit.keep_version(flags.version, text)
-        self._seen, self._judged = _signature(path), flags.version
+        self._seen, self._judged = signature(path), flags.version
         self._accept(text, flags)
 
     def _record_person(self, trail: Trail, text: str, flags: FlagSet) -> None:
@@ -399,7 +393,7 @@ class FlagStore:
             return
         with self._mutex:
             try:
-                with _file_errors(path), _locked(path.resolve().parent, FOLLOW_WAIT_S):
+                with file_errors(path), locked(path.resolve().parent, FOLLOW_WAIT_S):
                     self._meet(path, hosts)
             except NotShared:
                 raise
@@ -437,7 +431,7 @@ class FlagStore:
 
     def _put_in_force(self, path: Path, text: str) -> None:
         if version_of(text) != self.current.version or self.rejected:
-            self._seen, self._judged = _signature(path), version_of(text)
+            self._seen, self._judged = signature(path), version_of(text)
             self._accept(text, parse_flags(text, self._known, str(path)))
 
     def _publish_file(self, path: Path, hosts: Hosts, shared: Revision | None) -> None:
@@ -474,9 +468,9 @@ class FlagStore:
             self._audit.keep_version(own, text)
         with self._audit.writing(urgent=True) as trail:
             try:
-                _replace_file(path.resolve(), shared.text.encode())
+                replace_file(path.resolve(), shared.text.encode())
             except OSError:  # a file that cannot be replaced keeps no host from following
-                self._seen, self._judged = _signature(path), own
+                self._seen, self._judged = signature(path), own
                 self._accept(shared.text, flags)
                 raise
             for event in self._arrived(trail.version or own, shared, flags):
@@ -607,133 +601,6 @@ def _refusal(own: str, copy: Copy, shared: Revision) -> str:
     )
 
 
-# --- the file -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Signature:
-    """What changes when a file changes; `changed_ns` sees even what keeps size and modification time."""
-
-    inode: int
-    size: int
-    modified_ns: int
-    changed_ns: int
-
-
-def _signature(path: Path) -> _Signature | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return _Signature(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
 def _close(descriptors: list[int]) -> None:
     while descriptors:
         os.close(descriptors.pop())
-
-
-def _read(path: Path) -> str:
-    """The text of the flag file. Raises FlagFileError for a file that is missing, unreadable, huge or no UTF-8."""
-    where = str(path)
-    try:
-        if not S_ISREG(path.stat().st_mode):
-            raise FlagFileError("not a regular file", path=where)
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise FlagFileError(f"cannot be read: {error.strerror}", path=where) from None
-    if len(data) > MAX_FILE_BYTES:
-        raise FlagFileError(f"larger than {MAX_FILE_BYTES:,} bytes", path=where)
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise FlagFileError("not UTF-8", path=where, line=line) from None
-
-
-def version_on_disk(path: Path) -> str:
-    """The version of the file as it is now, right or wrong; empty if it cannot be read."""
-    try:
-        return version_of(_read(path))
-    except FlagFileError:
-        return ""
-
-
-def _watch_directory(path: Path, stop: threading.Event, changed: Callable[[], object]) -> None:
-    """Call `changed` whenever something happens next to the file: a watch on the file itself would miss renames."""
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
-    warned = False
-    while not stop.is_set():
-        try:
-            directories = {path.absolute().parent, path.resolve().parent}
-            inodes = {directory.stat().st_ino for directory in directories}
-            for _ in watchfiles.watch(
-                *directories,
-                watch_filter=None,
-                debounce=20,
-                step=5,
-                stop_event=stop,
-                yield_on_timeout=True,
-                raise_interrupt=False,
-                recursive=False,
-            ):
-                changed()
-                if inodes != {directory.stat().st_ino for directory in directories}:
-                    break
-        except Exception as error:  # noqa: BLE001  # no more inotify instances, directory gone, event loop closed
-            if not (warned or stop.is_set()):
-                log.warning("flags: file watch failed, polling every %s s: %s", POLL_S, error)
-            warned = True
-            stop.wait(5)
-
-
-@contextmanager
-def _file_errors(path: Path) -> Iterator[None]:
-    """Failures to lock, write or replace as FlagsReadOnly, naming the file."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        culprit = printable(str(error.filename)) if isinstance(error.filename, str) else str(path)
-        raise FlagsReadOnly(f"{path} cannot be changed here: {reason} ({culprit})") from None
-
-
-@contextmanager
-def _locked(directory: Path, wait_s: float | None = None) -> Iterator[None]:
-    """The lock of all writers of a flag file is its directory: no litter, and no two writers with different locks."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        wait_s = LOCK_WAIT_S if wait_s is None else wait_s
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise FlagConflict(f"another program has locked {directory} for {wait_s:g} s") from None
-                time.sleep(0.002)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _replace_file(target: Path, data: bytes) -> None:
-    """Replace `target` in one step, keeping mode and, where allowed, owner. The caller holds the lock."""
-    fresh = target.with_name(f".{target.name}.new")
-    fresh.unlink(missing_ok=True)
-    stat = target.stat()
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            with suppress(PermissionError):
-                os.fchown(descriptor, stat.st_uid, stat.st_gid)
-            os.fchmod(descriptor, S_IMODE(stat.st_mode))
-            file.flush()
-            os.fsync(descriptor)
-        fresh.replace(target)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise

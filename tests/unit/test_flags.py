@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from gateway import flags
+from gateway import disk, flags
 from gateway.audit import UNRECORDED, Audit, Event, read_audit
+from gateway.disk import version_on_disk
 from gateway.errors import FlagConflict, FlagFileError, FlagsReadOnly, GatewayError, UnknownKey
 from gateway.flagfile import SetShadow, version_of
-from gateway.flags import FlagStore, version_on_disk
+from gateway.flags import FlagStore
 from gateway.model import Backend, FlagSet
 from tests.support.processes import wait_until
 
@@ -174,7 +175,7 @@ async def test_however_the_file_changes_the_new_flags_are_in_force_soon(
         (file.parent / "..data").symlink_to("..old")
         file.symlink_to(f"..data/{file.name}")
     if blind:
-        monkeypatch.setattr(flags.watchfiles, "watch", no_watch)
+        monkeypatch.setattr(disk.watchfiles, "watch", no_watch)
     store = keep(file)
     seen: list[float] = []
     store.subscribe(lambda new: seen.append(new["a"].weight_bp / 100))
@@ -237,7 +238,7 @@ async def test_equal_size_time_and_inode_do_not_hide_a_change_for_ever(
 ) -> None:
     monkeypatch.setattr(flags, "REREAD_S", 0.2)
     store = keep(file)
-    monkeypatch.setattr(flags, "_signature", lambda _: None)
+    monkeypatch.setattr(flags, "signature", lambda _: None)
     async with watching(store):
         file.write_text(OTHER)
         await until(lambda: weight(store) == 75)
@@ -328,7 +329,7 @@ async def test_a_file_that_is_being_rewritten_is_read_only_when_it_stands_still(
 
 def test_only_the_file_watch_dies_with_its_directory_not_the_watching(file: Path) -> None:
     stop = threading.Event()
-    monitor = threading.Thread(target=flags._watch_directory, args=(file.parent / "no" / "f", stop, print))
+    monitor = threading.Thread(target=disk.watch_directory, args=(file.parent / "no" / "f", stop, print))
     monitor.start()
     stop.set()
     monitor.join(6)
@@ -729,8 +730,8 @@ def test_writers_that_race_lose_no_update(file: Path) -> None:
 def test_a_writer_that_holds_the_lock_for_ever_stops_nobody_for_ever(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flags, "LOCK_WAIT_S", 0.05)
+    monkeypatch.setattr(disk, "LOCK_WAIT_S", 0.05)
     store = keep(file)
-    with flags._locked(file.parent), pytest.raises(FlagConflict, match="another program has locked"):
+    with disk.locked(file.parent), pytest.raises(FlagConflict, match="another program has locked"):
         store.set_weight("a", 30, by="me")
     store.set_weight("a", 30, by="me")

@@ -1,5 +1,7 @@
 """Several hosts that share one flag file through a real Redis; each host is a directory, a store and a thread."""
 
+import errno
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import hosts
+from gateway import flags, hosts
 from gateway.audit import Audit
 from gateway.errors import ConfigError, FlagConflict, FlagFileError, NotShared
 from gateway.flagfile import SetWeight, version_of
@@ -244,6 +246,28 @@ def test_a_new_host_takes_what_all_have_even_if_its_own_file_is_wrong(tmp_path: 
     Host(tmp_path / "x", server.url).store.set_weight("a", 30, by="ann@x")
     y = Host(tmp_path / "y", server.url, text="version: 1\nroutes: {gone: 5}\n")
     assert 30 == y.weight
+
+
+def test_a_file_that_was_deleted_comes_back_with_the_next_revision(tmp_path: Path, server: RedisServer) -> None:
+    with group(tmp_path, server.url, server.url) as (x, y):
+        y.file.unlink()
+        x.store.set_weight("a", 30, by="ann@x")
+        soon(lambda: y.weight == 30)
+        assert x.file.read_text() == y.file.read_text()
+
+
+def test_a_file_that_cannot_be_replaced_keeps_no_host_from_following(
+    tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "flags.yaml")
+
+    x, y = (Host(tmp_path / name, server.url) for name in "xy")
+    x.store.set_weight("a", 30, by="ann@x")
+    monkeypatch.setattr(flags, "replace_file", read_only)
+    y.store.follow()
+    assert (30, GOOD) == (y.weight, y.file.read_text())
+    assert "cannot be changed here: Read-only file system" in y.store.rejected
 
 
 def test_a_revision_that_does_not_fit_a_host_is_an_alarm_there_and_its_file_stays(
