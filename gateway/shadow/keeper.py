@@ -167,6 +167,7 @@ def _is_alive(pid: int) -> bool:
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """End a process that has not been waited for, and whatever it has started."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    if process.poll() is None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

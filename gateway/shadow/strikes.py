@@ -40,9 +40,10 @@ class Strikes:
         return [key for key in keys if self._strikes[key][0] >= LIMIT]
 
     def suspects(self) -> frozenset[str]:
-        """Keys with any strike: what runs beside them would be blamed, too."""
+        """Keys with a fresh strike. They run alone: what runs beside the culprit would be blamed again."""
         self._look()
-        return frozenset(self._strikes)
+        now = time.time()
+        return frozenset(key for key, (_, at) in self._strikes.items() if now - at < SUSPEND_S)
 
     def suspended(self) -> dict[str, float]:
         """Keys that are left out, and until when (epoch seconds)."""

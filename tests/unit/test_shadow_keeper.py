@@ -21,7 +21,8 @@ from gateway.settings import Settings
 from gateway.shadow import keeper as keeping
 from gateway.shadow.client import NAME, Shadow
 from gateway.shadow.keeper import Keeper, status
-from gateway.shadow.strikes import Strikes
+from gateway.shadow.notes import Notes, look
+from gateway.shadow.strikes import LIMIT, Strikes
 from tests.support.candidates import MIB
 from tests.support.processes import wait_until
 from tests.support.serving import ROOT
@@ -246,6 +247,59 @@ async def test_there_is_only_one_on_a_host(tmp_path: Path, caplog: pytest.LogCap
         assert keeping.LOCKED == await asyncio.wait_for(second.wait(), 30)
         assert pid == host.pid
         assert not caplog.messages
+
+
+def test_strikes_add_up_and_are_seen_by_others(tmp_path: Path) -> None:
+    ours, theirs = Strikes(tmp_path), Strikes(tmp_path)
+
+    assert [] == ours.add(["a", "b"])
+    assert [] == theirs.add(["a"])
+    assert ["a"] == ours.add(["a"])
+
+    fresh = Strikes(tmp_path)
+    assert {"a", "b"} == fresh.suspects()
+    assert ["a"] == list(fresh.suspended())
+
+
+def test_every_further_strike_doubles_the_time(tmp_path: Path) -> None:
+    strikes = Strikes(tmp_path)
+    spans = []
+    for _ in range(10):
+        strikes.add(["a"], LIMIT if not spans else 1)
+        spans.append(round((Strikes(tmp_path).suspended()["a"] - time.time()) / 60))
+
+    assert [10, 20, 40, 80, 160, 320, 640, 1280, 1440, 1440] == spans
+
+
+def test_old_strikes_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Strikes(tmp_path).add(["a"], LIMIT)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 601)
+    assert ({}, frozenset()) == (Strikes(tmp_path).suspended(), Strikes(tmp_path).suspects())
+
+    monkeypatch.setattr(time, "time", lambda: now + 90_000)
+    assert [] == Strikes(tmp_path).add(["a"])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', '{"a": ["x", "y"]}'])
+def test_a_damaged_file_suspends_nobody(tmp_path: Path, text: str) -> None:
+    (tmp_path / "shadow.strikes").write_text(text)
+
+    assert {} == Strikes(tmp_path).suspended()
+    assert [] == Strikes(tmp_path).add(["a"])
+    assert {"a"} == Strikes(tmp_path).suspects()
+
+
+def test_notes_survive_and_say_what_runs(tmp_path: Path) -> None:
+    notes = Notes(tmp_path, 2)
+    assert 0 == look(tmp_path).pid
+    notes.beat()
+
+    with notes.running("songs.list"), notes.running("ü" * 300):
+        doing = look(tmp_path)
+        assert os.getpid() == doing.pid
+        assert {"songs.list", "ü" * 123} == set(doing.keys)
+    assert () == look(tmp_path).keys
 
 
 _PARENT = """
