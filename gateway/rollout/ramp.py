@@ -26,16 +26,18 @@ from gateway.latency import LATENCY_BUCKETS
 from gateway.ledger import Counter, Trial, Worker, is_error
 from gateway.model import FULL_BP, Backend, FlagSet, Outcome, Rollout
 
-from .judge import WATCH_S, Action, Health, Step, begin, judge
+from .judge import WATCH_S, Action, Health, Step, begin, judge, lockout_s
 from .leader import Lease
-from .sequential import Arm, Count, Evidence
+from .sequential import NONE, Arm, Count, Evidence
 from .states import Member, Move, Overtaken, Ramp, Ramps, RollBack
 
 MAX_GAP_S = 1.0  # a longer time between two turns counts as this
 SETTLE_S = 2.0  # for the workers to take up a new weight, before anything is learnt from their answers
 JUDGE_S = 1.0  # between judgements while answers come in and none of them is bad
-IDLE_S = 5.0  # between judgements while nothing comes in
-SAVE_S = 2.0  # of evidence that the death of a leader may cost; moves are saved at once
+IDLE_S = 30.0  # between judgements while nothing comes in and no wait ends
+PER_TURN = 75  # ramps that learn in one turn; when there are more they take it in turns, whatever was answered
+SAVE_S = 2.0  # between writes of what was learnt; moves are written at once
+SAVE_ALL_S = 10.0  # between writes of everything: so much waiting the death of a leader may cost
 RETRY_S = 1.0  # after a rollback that the flag file did not take
 DRILL_S = 60.0  # after which a drill counts as abandoned, and its weight is put back
 BY = "rollout"
@@ -86,10 +88,12 @@ class RampLoop:
         """`tallies`: outcomes of shadow comparisons by key; `ported`: whether FastAPI answers a key at all."""
         self._flags, self._sums, self._tallies, self._file = flags, sums, tallies, ramps
         self._ported, self._lease, self._clock = ported, lease, clock
-        self._ramps: dict[str, Ramp] = {}
+        self.ramps: dict[str, Ramp] = {}
         self._revision = -1
-        self._ticked_at = self._saved_at = clock()
-        self._judged_at: dict[str, float] = {}
+        self._ticked_at = self._saved_at = self._saved_all_at = clock()
+        self._turns = 0
+        self._learnt: set[str] = set()  # ramps that have changed since the last write
+        self._last: dict[str, tuple[float, bool]] = {}  # when, and whether the ramp had to wait then
         self._retry_at: dict[str, float] = {}
         self._groups: tuple[FlagSet | None, dict[str, list[str]]] = None, {}
         self._legacy = _LegacyWatch(sums, clock)
@@ -103,15 +107,19 @@ class RampLoop:
         self._catch_up()
         flags = self._flags.current
         groups = self._grouped(flags)
-        if not groups and not self._ramps:
+        if not groups and not self.ramps:
             return
         turn, trouble = _Turn(flags, self._sums.trials(), self._tallies(), elapsed_s), None
-        for name, keys in groups.items():
+        self._turns += 1
+        shifts = -(-len(groups) // PER_TURN)
+        for number, (name, keys) in enumerate(groups.items(), self._turns):
             try:
-                self._take_turn(self._ramp(name, keys, turn), turn)
+                ramp = self._ramp(name, keys, turn)
+                if self._is_ready(ramp, turn) and number % shifts == 0:
+                    self._study(ramp, turn)
             except Exception as error:  # noqa: BLE001  # one route must not stop the others
                 trouble = trouble or error
-        self._save(gone=[name for name in self._ramps if name not in groups])
+        self._save(gone=[name for name in self.ramps if name not in groups])
         if trouble:
             raise trouble
 
@@ -130,10 +138,10 @@ class RampLoop:
     def _ramp(self, name: str, keys: list[str], turn: _Turn) -> Ramp:
         """What is known about a ramp, in agreement with the flag file about its members and its plan."""
         plan = turn.flags.rollouts[turn.flags[keys[0]].rollout]
-        ramp = self._ramps.get(name)
+        ramp = self.ramps.get(name)
         if ramp is None:
             weight_bp = min(turn.flags[key].weight_bp for key in keys)
-            ramp = self._ramps[name] = Ramp(name, plan.name, weight_bp, begin(plan), at=utc_now())
+            ramp = self.ramps[name] = Ramp(name, plan.name, weight_bp, begin(plan), at=utc_now())
             ramp.paused = "" if weight_bp else self._switched_off(keys)
         if ramp.members.keys() != set(keys):
             known = ramp.members
@@ -152,23 +160,31 @@ class RampLoop:
 
     # --- one ramp
 
-    def _take_turn(self, ramp: Ramp, turn: _Turn) -> None:
+    def _is_ready(self, ramp: Ramp, turn: _Turn) -> bool:
+        """Let time go by and do what was decided; whether there is something to learn now."""
         if ramp.since_rollback_s is not None:
             ramp.since_rollback_s += turn.elapsed_s
         if ramp.drill_bp is not None and not self._abandoned(ramp, turn):
             ramp.frozen = "a drill is under way"
-            return
+            return False
         if ramp.move is None:
             self._accept_edits(ramp, turn.flags)
         if ramp.move is not None:
             self._carry_out(ramp)
-            return
-        ramp.frozen = self._obstacle(ramp, turn.flags)
+            return False
+        if (obstacle := self._obstacle(ramp, turn.flags)) != ramp.frozen:
+            ramp.frozen = obstacle
+            self._learnt.add(ramp.name)
         if ramp.frozen or not self._settled(ramp, turn):
-            return
+            return False
         ramp.in_step_s += turn.elapsed_s
         ramp.since_drill_s += turn.elapsed_s
+        return True
+
+    def _study(self, ramp: Ramp, turn: _Turn) -> None:
         answered, bad = _learn(ramp, turn)
+        if answered:
+            self._learnt.add(ramp.name)
         if self._is_due(ramp, turn.flags.rollouts[ramp.plan], answered, bad):
             self._decide(ramp, turn)
 
@@ -230,17 +246,19 @@ class RampLoop:
         ramp.settling_s = None
         for key, member in ramp.members.items():
             member.seen = {side: turn.trials[key, side] for side in Backend if (key, side) in turn.trials}
-            member.compared, member.compared_before = Count(), _compared(turn.tallies, key)
+            member.compared, member.compared_before = NONE, _compared(turn.tallies, key)
         return True
 
     # --- judgement
 
     def _is_due(self, ramp: Ramp, plan: Rollout, answered: int, bad: int) -> bool:
         """Not at every turn: most of them cannot have changed anything."""
-        patience_s = 0.0 if bad else JUDGE_S if answered else IDLE_S
-        if self._ticked_at - self._judged_at.get(ramp.name, -inf) < min(patience_s, plan.every_s):
+        judged_at, waited = self._last.get(ramp.name, (-inf, False))
+        waits = ramp.in_step_s < plan.every_s or (ramp.since_rollback_s or inf) < lockout_s(ramp.rollbacks, plan)
+        patience_s = 0.0 if bad else JUDGE_S if answered or waited > waits else IDLE_S
+        if self._ticked_at - judged_at < min(patience_s, plan.every_s):
             return False
-        self._judged_at[ramp.name] = self._ticked_at
+        self._last[ramp.name] = self._ticked_at, waits
         return True
 
     def _decide(self, ramp: Ramp, turn: _Turn) -> None:
@@ -249,6 +267,7 @@ class RampLoop:
         if step.action is Action.ADVANCE and ramp.paused:
             step = replace(step, action=Action.HOLD, weight_bp=ramp.weight_bp, why=ramp.paused, missing=(ramp.paused,))
         ramp.step = step
+        self._learnt.add(ramp.name)
         if step.action is Action.ROLL_BACK:
             ramp.roll_back(BY, step.why, step.evidence)
             self._commit(ramp)
@@ -273,6 +292,7 @@ class RampLoop:
             compared=_sum(member.compared for member in ramp.members.values()),
             rollbacks=ramp.rollbacks,
             since_rollback_s=inf if ramp.since_rollback_s is None else ramp.since_rollback_s,
+            judgements=1 if len(ramp.members) == 1 else 1 + len(ramp.members),
             legacy_failing=failing,
         )
         step = judge(plan, common)
@@ -314,16 +334,24 @@ class RampLoop:
         """Take over what others have written. A file that was begun anew gets what is remembered here."""
         revision = self._file.revision()
         if revision < self._revision:
-            self._revision, self._saved_at = revision, 0.0
+            self._revision, self._saved_all_at = revision, -inf
         elif revision > self._revision:
-            self._revision, self._ramps = self._file.load()
+            self._revision, self.ramps = self._file.load()
 
     def _save(self, gone: Sequence[str]) -> None:
-        if self._ticked_at - self._saved_at >= SAVE_S or gone:
-            for name in gone:
-                del self._ramps[name]
-            self._saved_at = self._ticked_at
-            self._write(self._ramps.values(), gone)
+        """Write now and then what has changed, and more rarely how much time went by."""
+        everything = bool(gone) or self._ticked_at - self._saved_all_at >= SAVE_ALL_S
+        if not everything and self._ticked_at - self._saved_at < SAVE_S:
+            return
+        for name in gone:
+            del self.ramps[name]
+        self._saved_at = self._ticked_at
+        names = self.ramps.keys() if everything else self._learnt & self.ramps.keys()
+        if everything:
+            self._saved_all_at = self._ticked_at
+        self._learnt = set()
+        if names or gone:
+            self._write([self.ramps[name] for name in names], gone)
 
     def _commit(self, ramp: Ramp) -> bool:
         return self._write([ramp])
@@ -374,7 +402,7 @@ def _begin_step(ramp: Ramp) -> None:
     for member in ramp.members.values():
         fresh = Evidence(ramp.evidence.harm, ramp.evidence.ratio)
         member.evidence = (member.evidence.next_step() if member.evidence else fresh) if several else None
-        member.compared = Count()
+        member.compared = NONE
 
 
 def _learn(ramp: Ramp, turn: _Turn) -> tuple[int, int]:
@@ -388,7 +416,7 @@ def _learn(ramp: Ramp, turn: _Turn) -> tuple[int, int]:
         legacy, port = _plus(legacy, own_legacy), _plus(port, own_port)
         total, bad = _compared(turn.tallies, key)
         if total < member.compared_before.total:
-            member.compared_before = Count()  # counted anew
+            member.compared_before = NONE  # counted anew
         member.compared = Count(total - member.compared_before.total, bad - member.compared_before.bad)
     if legacy.answers or port.answers:
         ramp.evidence.add(legacy, port)
@@ -415,7 +443,7 @@ def _plus(one: Arm, other: Arm) -> Arm:
 
 
 def _sum(counts: Iterable[Count]) -> Count:
-    total = Count()
+    total = NONE
     for count in counts:
         total = total.plus(count)
     return total

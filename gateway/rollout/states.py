@@ -17,7 +17,7 @@ from gateway.model import Backend
 from gateway.store import Store
 
 from .judge import Action, Step
-from .sequential import Count, Evidence
+from .sequential import NONE, Count, Evidence
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS ramps (name TEXT PRIMARY KEY, state TEXT) WITHOUT ROWID;
@@ -26,9 +26,6 @@ INSERT OR IGNORE INTO ramps VALUES ('', '0');
 _REVISION = "SELECT state FROM ramps WHERE name = ''"
 _RAISE = "UPDATE ramps SET state = ? WHERE name = ''"
 _PUT = "INSERT OR REPLACE INTO ramps VALUES (?, ?)"
-
-
-NONE = Count()
 
 
 class Advance(SetWeight):
