@@ -104,6 +104,7 @@ class Shadow:
                 except Exception as error:  # noqa: BLE001  # an exchange that cannot be written down, or our own fault
                     log.debug("shadow: %s: %s", exchange.key, error)
                     self.skip(exchange.key, Outcome.BROKEN)
+                await asyncio.sleep(0)  # requests come first
             if not self._queue:
                 self._bell.clear()
 
