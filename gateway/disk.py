@@ -127,14 +127,15 @@ def locked(directory: Path, wait_s: float | None = None) -> Iterator[None]:
         os.close(descriptor)
 
 
-def replace_file(target: Path, data: bytes) -> None:
-    """Replace `target` in one step, keeping mode and, where allowed, owner. The caller holds the lock."""
+@contextmanager
+def replacing(target: Path, data: bytes) -> Iterator[None]:
+    """Replace `target` in one step at the end of the block, if it ends well, keeping mode and, where allowed, owner.
+
+    What can fail for lack of rights or room has been done when the block begins. The caller holds the lock.
+    """
     fresh = target.with_name(f".{target.name}.new")
     fresh.unlink(missing_ok=True)
-    try:
-        stat = target.stat()
-    except FileNotFoundError:
-        stat = None
+    stat = target.stat() if target.exists() else None
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -145,7 +146,7 @@ def replace_file(target: Path, data: bytes) -> None:
             os.fchmod(descriptor, S_IMODE(stat.st_mode) if stat else 0o644)
             file.flush()
             os.fsync(descriptor)
+        yield
         fresh.replace(target)
-    except BaseException:
+    finally:
         fresh.unlink(missing_ok=True)
-        raise

@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from os.path import samestat
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .audit import Audit, Event, Trail, utc_now
-from .disk import POLL_S, Signature, file_errors, locked, read, replace_file, signature, watch_directory
+from .disk import POLL_S, Signature, file_errors, locked, read, replacing, signature, watch_directory
 from .errors import FlagConflict, FlagFileError, FlagsReadOnly, GatewayError, NotShared, UnknownKey
 from .flagfile import (
     OVERRIDES,
@@ -221,14 +221,14 @@ class FlagStore:
                     async with asyncio.timeout(POLL_S):
                         await changed.wait()
                 changed.clear()
-                if loop.time() >= reread_at or signature(self._path) != self._seen:
-                    reread_at = loop.time() + REREAD_S
-                    try:
+                try:
+                    if loop.time() >= reread_at or signature(self._path) != self._seen:
+                        reread_at = loop.time() + REREAD_S
                         await asyncio.to_thread(self.look)
-                    except Exception:
-                        log.exception("flags: %s: a look at it failed", self._path)
-                if self._unrecorded:
-                    await asyncio.to_thread(self.record)
+                    if self._unrecorded:
+                        await asyncio.to_thread(self.record)
+                except Exception:
+                    log.exception("flags: %s: a look at it failed", self._path)
         finally:
             stop.set()
             watcher.join(1)  # it must be out of the watch, which is foreign code, when the interpreter ends
@@ -339,9 +339,9 @@ class FlagStore:
         event = replace(event, version=new.version)
         with self._audit.writing(urgent=_is_way_back(wanted.change.key, old, new)) as trail:
             self._record_person(trail, text, old)
-            if self._hosts and not alone:
-                alone = self._publish(self._hosts, edited, event, wanted.fence)
-            self._audit.with_room(lambda: replace_file(path.resolve(), edited.encode()))
+            with self._replacing(path, edited):
+                if self._hosts and not alone:
+                    alone = self._publish(self._hosts, edited, event, wanted.fence)
             event = trail.append(event)
         if self._hosts and not alone:
             self._hosts.keep(Copy(self._hosts.copy.number + 1, new.version))
@@ -352,6 +352,13 @@ class FlagStore:
                 f"hosts follow when Redis is back, unless the flags are changed there before"
             )
         return event
+
+    @contextmanager
+    def _replacing(self, path: Path, text: str) -> Iterator[None]:
+        """Replace the file at the end of the block; on a full disk with some of the reserve."""
+        with ExitStack() as stack:
+            self._audit.with_room(lambda: stack.enter_context(replacing(path.resolve(), text.encode())))
+            yield
 
     def _has_written(self, path: Path, text: str, flags: FlagSet) -> None:
         self._audit.keep_version(flags.version, text)
@@ -427,7 +434,7 @@ class FlagStore:
             hosts.keep(Copy(shared.number, shared.version))
             self._put_in_force(path, text)
         else:
-            self._take(path, hosts, shared, text, refused=way is Course.REFUSE)
+            self._take(path, hosts, shared, text, refused=way is Course.REFUSE and bool(text))
 
     def _put_in_force(self, path: Path, text: str) -> None:
         if version_of(text) != self.current.version or self.rejected:
@@ -468,7 +475,8 @@ class FlagStore:
             self._audit.keep_version(own, text)
         with self._audit.writing(urgent=True) as trail:
             try:
-                replace_file(path.resolve(), shared.text.encode())
+                with self._replacing(path, shared.text):
+                    pass
             except OSError:  # a file that cannot be replaced keeps no host from following
                 self._seen, self._judged = signature(path), own
                 self._accept(shared.text, flags)

@@ -232,9 +232,12 @@ class Hosts:
             return Copy()
 
     def keep(self, copy: Copy) -> None:
-        """Note that the file is this revision now. Raises OSError."""
-        if copy != self.copy:
-            _write(self._state / "revision.json", json.dumps(asdict(copy)))
+        """Note that the file is this revision now. What fails is logged: the next comparison finds it out again."""
+        try:
+            if copy != self.copy:
+                _write(self._state / "revision.json", json.dumps(asdict(copy)))
+        except OSError as error:
+            log.warning("hosts: %s: revision %s is not noted: %s", self._state, copy.number, error.strerror)
 
     def stir(self) -> None:
         """The file was changed here: have it followed soon, by this worker's thread."""

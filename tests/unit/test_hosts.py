@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gateway import flags, hosts
 from gateway.audit import Audit
-from gateway.errors import ConfigError, FlagConflict, FlagFileError, NotShared
+from gateway.errors import ConfigError, FlagConflict, FlagFileError, FlagsReadOnly, NotShared
 from gateway.flagfile import SetWeight, version_of
 from gateway.flags import FlagStore
 from gateway.hosts import Copy, Course, Hosts, Revision, add_up, course
@@ -253,7 +253,7 @@ def test_a_file_that_was_deleted_comes_back_with_the_next_revision(tmp_path: Pat
         y.file.unlink()
         x.store.set_weight("a", 30, by="ann@x")
         soon(lambda: y.weight == 30)
-        assert x.file.read_text() == y.file.read_text()
+        assert (x.file.read_text(), []) == (y.file.read_text(), y.store.trouble)
 
 
 def test_a_file_that_cannot_be_replaced_keeps_no_host_from_following(
@@ -264,10 +264,14 @@ def test_a_file_that_cannot_be_replaced_keeps_no_host_from_following(
 
     x, y = (Host(tmp_path / name, server.url) for name in "xy")
     x.store.set_weight("a", 30, by="ann@x")
-    monkeypatch.setattr(flags, "replace_file", read_only)
+    monkeypatch.setattr(flags, "replacing", read_only)
     y.store.follow()
     assert (30, GOOD) == (y.weight, y.file.read_text())
     assert "cannot be changed here: Read-only file system" in y.store.rejected
+
+    with pytest.raises(FlagsReadOnly):
+        y.store.set_weight("a", 40, by="bob@y")
+    assert 30 == (x.hosts.fetch() or SHARED).events[-1].after
 
 
 def test_a_revision_that_does_not_fit_a_host_is_an_alarm_there_and_its_file_stays(
