@@ -17,6 +17,8 @@ import jwt
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from flask import Flask, Response, jsonify, request, session
+from flask.sessions import SessionInterface, SessionMixin
+from werkzeug.datastructures import CallbackDict
 
 MIB = 1_048_576
 SECRET = "b5d1f0a7c3e94826917fe0d2a4c6b8935e7d"
@@ -83,6 +85,27 @@ def make_legacy() -> Flask:
     def large() -> Response:
         return Response(b"x" * int(request.args["bytes"]), mimetype="application/octet-stream")
 
+    return app
+
+
+class StoredSessions(SessionInterface):
+    """Sessions in a store, as an extension would keep them; every answer writes there and sets the cookie again."""
+
+    class Session(CallbackDict[str, Any], SessionMixin):
+        pass
+
+    def open_session(self, app: Flask, request: Any) -> SessionMixin:
+        return self.Session({"user_id": 7} if request.cookies.get("session") == "stored" else {})
+
+    def save_session(self, app: Flask, session: SessionMixin, response: Any) -> None:
+        note("store written")
+        response.vary.add("Cookie")
+        response.set_cookie("session", "stored")
+
+
+def make_legacy_with_store() -> Flask:
+    app = make_legacy()
+    app.session_interface = StoredSessions()
     return app
 
 

@@ -298,3 +298,16 @@ async def test_a_bearer_is_a_session_on_legacy_that_nobody_sees(start: Start) ->
 
     assert b'"me":7' in answer.body.replace(b" ", b"")
     assert "set-cookie" not in dict(answer.headers)
+
+
+async def test_sessions_in_a_store_are_neither_written_for_a_shadow_of_the_port_nor_compared(
+    start: Start, tmp_path: Path
+) -> None:
+    legacy = {"GATEWAY_LEGACY": "tests.support.candidates:make_legacy_with_store"}
+    bench = await start(**IDENTITY, **legacy)
+
+    verdict, answer = await bench.verdict("/me", headers=[("cookie", "session=stored")])
+
+    assert b'{"me":7}\n' == answer.body
+    assert verdict.matched
+    assert 1 == (tmp_path / "events").read_text().count("store written")  # by the control
