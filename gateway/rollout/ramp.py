@@ -143,6 +143,8 @@ class RampLoop:
             weight_bp = min(turn.flags[key].weight_bp for key in keys)
             ramp = self.ramps[name] = Ramp(name, plan.name, weight_bp, begin(plan), at=utc_now())
             ramp.paused = "" if weight_bp else self._switched_off(keys)
+            self._learnt.add(name)
+            self._saved_at = -inf  # whoever wants to pause it, or to roll it back, has to find it
         if ramp.members.keys() != set(keys):
             known = ramp.members
             ramp.members = {key: known.get(key) or Member(turn.flags[key].weight_bp) for key in keys}
