@@ -9,13 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from gateway.flagfile import Change, SetOverride, SetWeight
 from gateway.flags import FlagStore
 from gateway.ledger import Ledger
 
 from .harness import ROOT, Contestant, Plan, save, serving, table
 
 WORKERS = 4
-TARGET_MS = 500.0
+EDIT, SWITCH, COMMAND = (
+    "edit until all workers run it",
+    "panic switch until all workers run it",
+    "the whole `gateway set --wait`",
+)
+TARGET_MS = {EDIT: 500.0, SWITCH: 250.0, COMMAND: 500.0}
 KEY = "resource1.get"
 LOOK_S = 0.001  # between looks at the acknowledgements
 
@@ -38,19 +44,24 @@ def main(plan: Plan) -> None:
             while len(ledger.workers()) < WORKERS:
                 time.sleep(0.1)
             results = {
-                "edit until all workers run it": [change(ledger, settings, number) for number in range(changes)],
-                "the whole `gateway set --wait`": [command_ms(settings, number) for number in range(5 * plan.rounds)],
+                EDIT: [change(ledger, settings, SetWeight(KEY, 100 * (number % 99 + 1))) for number in range(changes)],
+                SWITCH: [
+                    change(ledger, settings, SetOverride(("legacy", "none")[number % 2])) for number in range(changes)
+                ],
+                COMMAND: [command_ms(settings, number) for number in range(5 * plan.rounds)],
             }
-    rows = [[name, str(len(ms)), *map(milliseconds, summary(ms)), f"{TARGET_MS:.0f}"] for name, ms in results.items()]
+    rows = [
+        [name, str(len(ms)), *map(milliseconds, summary(ms)), f"{TARGET_MS[name]:.0f}"] for name, ms in results.items()
+    ]
     table(f"One flag, {WORKERS} workers, ms", ["", "changes", "p50", "p99", "most", "target of p99, at most"], rows)
     save("flags", plan, results)
 
 
-def change(ledger: Ledger, settings: Mapping[str, str], number: int) -> float:
+def change(ledger: Ledger, settings: Mapping[str, str], change: Change) -> float:
     """Milliseconds from the beginning of an edit until the last worker has acknowledged it."""
     store = FlagStore(Path(settings["GATEWAY_FLAGS"]), None, Path(settings["GATEWAY_STATE"]))
     began = time.perf_counter()
-    version = store.set_weight(KEY, number % 99 + 1, by="benchmark").version
+    version = store.edit(change, by="benchmark").version
     while {worker.version for worker in ledger.workers()} != {version}:
         time.sleep(LOOK_S)
     return (time.perf_counter() - began) * 1000

@@ -137,6 +137,7 @@ def write_many(path: Path, state: Path, key: str, times: int) -> None:
         store.set_weight(key, n / 100, by=key)
 
 
+@pytest.mark.timeout(300)
 def test_two_writers_that_race_a_thousand_edits_lose_none(server: Server) -> None:
     server.put("who: 100", "only_legacy: 0")
     before, context = len(Audit(server.state).events()), get_context("spawn")

@@ -20,6 +20,8 @@ from tests.support.processes import wait_until
 from tests.support.redis_server import Cable, RedisServer, cable, redis_server
 from tests.support.serving import Server, flag_file, gateway, serving
 
+pytestmark = pytest.mark.timeout(300)  # several gateways start for one test
+
 PAIR = {"legacy": "tests.support.pair:make_legacy", "fastapi": "tests.support.pair:make_port"}
 WORKERS = 2
 FOLLOW_S = 1.0
