@@ -404,8 +404,9 @@ class FlagStore:
                     self._meet(path, hosts)
             except NotShared:
                 raise
-            except Overtaken:
-                log.debug("flags: another host was faster: its news is on the way")
+            except FlagConflict as error:  # another host was faster, or another program has locked the file
+                log.info("flags: %s; trying again", error)
+                hosts.stir()
             except GatewayError as error:
                 self._reject(str(error))
 

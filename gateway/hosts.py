@@ -335,7 +335,8 @@ class Hosts:
     def _beat(self) -> int:
         version, rejected = self._report
         report = {"version": version, "rejected": rejected, "started_at": self._started_at}
-        values = [self._who, json.dumps(report), self.host, self._sums]
+        leads_its_host = time.monotonic() <= self._wanted_until  # else its sums are old, and another worker's are not
+        values = [self._who, json.dumps(report), self.host, self._sums if leads_its_host else ""]
         return int(self._redis.eval(_BEAT, 3, *_keys("flags", "workers", "sums"), *values))
 
     def _renew(self) -> None:

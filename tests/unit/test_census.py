@@ -50,6 +50,7 @@ def test_two_hosts_know_together_what_one_would_know(tmp_path: Path, server: Red
             stack.callback(host.close)
             host.seen("v1")
             host.start(lambda: None)
+            host.contend()
             census[name].share()
         wait_until(lambda: len(hosts["x"].sums()) == 2, "both shares")
 

@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import flags, hosts
+from gateway import disk, flags, hosts
 from gateway.audit import Audit
 from gateway.errors import ConfigError, FlagConflict, FlagFileError, FlagsReadOnly, NotShared
 from gateway.flagfile import SetWeight, version_of
@@ -248,6 +249,18 @@ def test_a_new_host_takes_what_all_have_even_if_its_own_file_is_wrong(tmp_path: 
     assert 30 == y.weight
 
 
+def test_a_host_whose_file_is_locked_by_another_program_follows_when_it_is_free(
+    tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flags, "FOLLOW_WAIT_S", 0.05)
+    with group(tmp_path, server.url, server.url) as (x, y):
+        with disk.locked(y.file.parent):
+            x.store.set_weight("a", 30, by="ann@x")
+            time.sleep(0.5)
+            assert 25 == y.weight
+        assert soon(lambda: y.weight == 30) < 1
+
+
 def test_a_file_that_was_deleted_comes_back_with_the_next_revision(tmp_path: Path, server: RedisServer) -> None:
     with group(tmp_path, server.url, server.url) as (x, y):
         y.file.unlink()
@@ -390,9 +403,11 @@ def test_every_worker_of_every_host_says_which_flags_it_runs(tmp_path: Path, ser
 
 def test_the_sums_of_a_host_count_even_when_it_is_dead(tmp_path: Path, server: RedisServer) -> None:
     with Host(tmp_path / "x", server.url) as x:
+        x.contending.set()
         x.hosts.share({"a": {"fastapi": [1, 2, 0.5]}, "b": {"legacy": [1]}})
         soon(x.hosts.sums)
     with Host(tmp_path / "y", server.url) as y:
+        y.contending.set()
         y.hosts.share({"a": {"fastapi": [10, 20, 30, 40], "legacy": [7]}})
         soon(lambda: len(y.hosts.sums()) == 2)
         assert {"a": {"fastapi": [11, 22, 30.5, 40], "legacy": [7]}, "b": {"legacy": [1]}} == add_up(
