@@ -95,13 +95,6 @@ def read_audit(path: Path) -> list[Event]:
     return [event for line in lines if (event := _event(line))]
 
 
-@contextmanager
-def appending(path: Path) -> Iterator[Callable[[Event], Event]]:
-    """A function that numbers an event and writes it down; opened first, so that nothing changes unrecorded."""
-    with Audit(path.parent).writing() as trail:
-        yield trail.append
-
-
 class Audit:
     """The trail in the directory `state`, for any number of processes. Opens nothing before it is asked to."""
 
@@ -157,15 +150,10 @@ class Audit:
         while True:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(descriptor).st_ino == self._path.stat().st_ino:
-                    return descriptor
-            except (BlockingIOError, FileNotFoundError):
-                if time.monotonic() > deadline:
-                    os.close(descriptor)
-                    message = f"another program has locked it for {LOCK_WAIT_S:g} s"
-                    raise OSError(errno.EAGAIN, message, str(self._path)) from None
-                time.sleep(0.002)
+                _lock(descriptor, fcntl.LOCK_EX, deadline)
+                with suppress(FileNotFoundError):
+                    if os.fstat(descriptor).st_ino == self._path.stat().st_ino:
+                        return descriptor
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -204,17 +192,15 @@ class Audit:
         """Keep what a version of the flag file said. What fails is logged: nobody waits for it."""
         path = self._versions / f"{version}.yaml"
         try:
-            if path.exists():
+            if self.text_of(version) == text:
                 os.utime(path)  # in use again: not the next one to be forgotten
                 return
             self._versions.mkdir(parents=True, exist_ok=True)
             self.with_room(lambda: _write_whole(path, text.encode(errors="surrogatepass")))
-            if (
-                sum(1 for _ in self._versions.iterdir()) > KEPT_VERSIONS
-            ):  # seldom: looking at all of them takes its time
-                oldest_first = sorted(self._versions.glob("*.yaml"), key=_written_at)
-                for old in oldest_first[: -KEPT_VERSIONS * 9 // 10]:
-                    old.unlink(missing_ok=True)
+            if sum(1 for _ in self._versions.iterdir()) > KEPT_VERSIONS:  # seldom: to sort them takes its time
+                for old in sorted(self._versions.glob("*.yaml"), key=_written_at)[: -KEPT_VERSIONS * 9 // 10]:
+                    if old != path:  # the clock may have been put back
+                        old.unlink(missing_ok=True)
         except OSError as error:
             log.warning("audit: %s is not kept: %s", path, error.strerror)
 
@@ -245,16 +231,13 @@ class Audit:
 
     def verify(self, kept_head: str = "") -> list[Problem]:
         """Everything that is not as it was written. `kept_head`: "event:hash" of an event, kept somewhere else."""
-        try:
-            data = self._path.read_bytes()
-        except FileNotFoundError:
-            data = b""
+        data, head = self._read()
         chain, problems = _check_chain(data)
-        problems += self._check_head(chain)
+        problems += self._check_head(head, chain)
         if kept_head and not _names_one(kept_head.encode(), chain):
             problems.append(Problem(0, f"no event is {kept_head}"))
         for path in sorted(self._versions.glob("*.yaml")):
-            if not _is_version(path.read_bytes(), path.stem):
+            if self.text_of(path.stem) is None and path.exists():
                 problems.append(Problem(0, f"{path} is not the text of that version"))
         return problems
 
@@ -263,8 +246,17 @@ class Audit:
         last = next((event for event in reversed(self.events()) if event.hash), None)
         return f"{last.id}:{last.hash}" if last else ""
 
-    def _check_head(self, chain: Sequence[Event]) -> list[Problem]:
-        head = self._read_head()
+    def _read(self) -> tuple[bytes, bytes | None]:
+        """Trail and head, between two writes, unless one takes longer than any may."""
+        try:
+            with self._path.open("rb") as file:
+                with suppress(BlockingIOError):
+                    _lock(file.fileno(), fcntl.LOCK_SH, time.monotonic() + LOCK_WAIT_S)
+                return file.read(), self._read_head()
+        except FileNotFoundError:
+            return b"", self._read_head()
+
+    def _check_head(self, head: bytes | None, chain: Sequence[Event]) -> list[Problem]:
         if head is None:
             return [Problem(0, f"{self._head} is missing")] if chain else []
         match = _HEAD.fullmatch(head)
@@ -325,9 +317,14 @@ class Trail:
         torn = b"" if end.endswith(b"\n") or not end else b"\n"
         event = replace(event, id=1 + max(last_id, self._audit.last_known_id()), prev=_digest(end + torn))
         line, event = _seal(event)
+        if torn:
+            log.warning("audit: event %s follows a line that a crash has torn, and seals it", event.id)
         self._audit.with_room(lambda: _write_all(descriptor, torn + line + b"\n"))
         os.fsync(descriptor)
-        self._audit.with_room(lambda: self._audit.write_head(event))
+        try:
+            self._audit.with_room(lambda: self._audit.write_head(event))
+        except OSError as error:
+            log.warning("audit: the head is old now: %s", error)
         log.info("audit: %s:%s", event.id, event.hash)
         return event
 
@@ -431,6 +428,17 @@ def _names_one(head: bytes, chain: Sequence[Event]) -> bool:
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
+
+
+def _lock(descriptor: int, operation: int, deadline: float) -> None:
+    """Raises BlockingIOError when another program has locked the file until `deadline`."""
+    while True:
+        try:
+            return fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise BlockingIOError(errno.EAGAIN, f"locked by another program for {LOCK_WAIT_S:g} s") from None
+        time.sleep(0.002)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
