@@ -47,7 +47,7 @@ class Instruments:
         self.shadow = Shadow(settings, state, self._verdicts)
         self.ledger.answer_for(journal=self.journal, verdicts=self._verdicts)
         self._keeper = Keeper(settings, state, self._verdicts)
-        self._breaker = Breaker(flags, settings.memory_budget_bytes)
+        self._breaker = Breaker(flags, state, settings.memory_budget_bytes)
         census = Census(hosts, self.ledger, self._verdicts.tallies) if hosts else None
         sums, tallies = census or self.ledger, (census or self._verdicts).tallies
         self._ramps = RampLoop(flags, sums, tallies, Ramps(state), ported=ported, lease=hosts)
@@ -66,8 +66,8 @@ class Instruments:
     def note(self, key: str, flag: Flag | None, backend: Backend, status: int, duration_s: float) -> None:
         """One side has answered. `flag`: only if its weight is what chose the side."""
         self.ledger.count(key, backend, status, duration_s, trial=flag is not None and bool(flag.rollout))
-        if flag is not None and flag.weight_bp and status != CLIENT_LEFT:
-            self._breaker.note(flag, backend, failed=is_error(status))
+        if status != CLIENT_LEFT and self._breaker.watches(key):
+            self._breaker.note(key, backend, is_error(status), trial=flag is not None)
 
     def tape(self, key: str, scope: Scope, receive: Receive) -> Tape | None:
         """What records a request that is to be replayed; None while nothing can be."""
@@ -85,6 +85,7 @@ class Instruments:
         self.journal.start()
         self._verdicts.start()
         self.shadow.start()
+        self._breaker.start()
         self._leader.start()
 
     async def stop(self) -> None:
@@ -94,6 +95,7 @@ class Instruments:
 
     def _close(self) -> None:
         self._leader.close()
+        self._breaker.close()
         self._keeper.close()
         self._verdicts.close()
         self.journal.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from random import randrange
 from time import perf_counter, time
@@ -10,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import passes
-from .decide import NEW, NOBODY, UNMATCHED, decide
+from .decide import NEW, NOBODY, SAFE_METHODS, UNMATCHED, decide
 from .flags import FlagStore
 from .identity import Identity, IdentityBridge
 from .instruments import CLIENT_LEFT, Instruments
@@ -18,6 +19,7 @@ from .model import FULL_BP, Backend, Caller, Decision, Flag, FlagSet, Reason
 from .routes import Match, RouteTable
 from .settings import Settings
 from .shadow.client import Shadow
+from .shadow.rows import Recorder, recording
 from .shadow.tape import Tape
 
 log = logging.getLogger("gateway")
@@ -55,6 +57,7 @@ class Turn:
         "_match",
         "_parts",
         "_receive",
+        "_recorder",
         "_scope",
         "_send",
         "_stand_in",
@@ -73,6 +76,7 @@ class Turn:
         self._flag: Flag | None = None
         self._who: Identity | None = None
         self._tape: Tape | None = None
+        self._recorder: Recorder | None = None
         self._stand_in: asyncio.Task[None] | None = None
         self._fell_back = False
         self.status = 0  # that the client got; 0: none
@@ -202,8 +206,10 @@ class Turn:
         if self._who and not self._who.bare:
             scope = await self._parts.identity.present(scope, self._who, Backend.LEGACY)
         probe = _Probe(self, Backend.LEGACY, self._send, self._tape, hold=False)
+        writes = self._tape is not None and scope["method"] not in SAFE_METHODS
         try:
-            await self._parts.legacy(scope, self._receive, probe)
+            with recording() if writes else nullcontext() as self._recorder:
+                await self._parts.legacy(scope, self._receive, probe)
         finally:
             self._note(Backend.LEGACY, probe)
 
@@ -242,7 +248,10 @@ class Turn:
 
     def _hand_over(self, shadow: Shadow, tape: Tape, flag: Flag, subject: str) -> None:
         """Let the other side be asked, too, as soon as the client has its last byte."""
-        exchange = tape.exchange(self.id, flag.key, version=self._flags.version, subject=subject, ignore=flag.ignore)
+        rows = self._recorder.changes() if self._recorder else None
+        exchange = tape.exchange(
+            self.id, flag.key, version=self._flags.version, subject=subject, ignore=flag.ignore, rows=rows
+        )
         if exchange is not None:
             shadow.submit(exchange, self._scope.get("gateway.unsent", int))
         elif tape.skip is not None:
