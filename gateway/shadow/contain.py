@@ -30,7 +30,7 @@ from typing_extensions import override
 
 from gateway.model import Backend, Observation, RowChange
 
-from .guard import Guard, Peer, Refused, addresses, guarding, open_peers
+from .guard import FILES, Guard, Peer, Refused, addresses, guarding, open_peers
 from .rows import Catalog, Opaque, Place, Recorder, Row, read, recording
 from .stage import Ids, MariaDb, Sqlite, Stage, Unlike
 
@@ -70,6 +70,8 @@ class Contained:
 
 def supports(app: FastAPI) -> str:
     """Why writes of this application cannot be contained; empty when they can."""
+    if not FILES.is_dir():
+        return f"without {FILES} nobody knows whom this process is connected to"
     declared = getattr(app.state, "gateway_shadow", None)
     if not isinstance(declared, Mapping):
         return "the application does not declare app.state.gateway_shadow"
@@ -269,7 +271,7 @@ class Record(Recorder):
             return many, one
         try:
             return self._ids.give(self.required_catalog(), element, many, one)
-        except Opaque as error:
+        except Exception as error:  # noqa: BLE001 - not knowing what it does is enough
             self._guard.refuse("database", str(error))
 
     @override

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, NoReturn
 
 OWN_THREADS = "gateway-"  # what their names begin with: they keep the evidence, meanwhile
@@ -127,6 +128,7 @@ def _hook(event: str, arguments: Sequence[Any]) -> None:
 
 # --- connections that are open already ----------------------------------------------------------------------------
 
+FILES = Path("/proc/self/fd")  # what this process has open, on Linux
 Peer = tuple[str, int] | str  # host and port, or the path of a unix socket
 
 _trusted: set[Peer] = set()
@@ -140,9 +142,9 @@ def trust(peers: Iterable[Peer]) -> None:
 def open_peers(allowed: set[Peer]) -> list[Peer]:
     """Whom this process is connected to, besides these and those that it trusts."""
     peers: list[Peer] = []
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - a Path for each takes longer than all the rest
+    for name in os.listdir(FILES):  # noqa: PTH208 - a Path for each takes longer than all the rest
         try:
-            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):  # noqa: PTH115
+            if not os.readlink(FILES / name).startswith("socket:"):  # noqa: PTH115
                 continue
             with socket.socket(fileno=os.dup(int(name))) as known:
                 peer = known.getpeername()
