@@ -140,33 +140,35 @@ class FlagStore:
         event = next((event for event in self.audit() if str(event.id) == str(event_id)), None)
         if event is None:
             raise GatewayError(f"no event {str(event_id)!r} in the audit trail")
-        return self.edit(_Undo(event, _reverse(event), force), by=by, why=why or f"undo {event.id}")
+        return self.edit(_reverse(event), by=by, why=why or f"undo {event.id}", undone=None if force else event)
 
     def audit(self) -> list[Event]:
         """Everything that was done to the flags, newest last."""
         return self._audit.events()
 
-    def edit(
+    def edit(  # noqa: PLR0913  # all that an edit may depend on
         self,
         change: Change,
         *,
         by: str,
         why: str = "",
         if_version: str = "",
+        undone: Event | None = None,
         evidence: Mapping[str, Any] | None = None,
         fence: int = 0,
     ) -> Event:
         """Make one change to the file, and leave every other character of it as it is.
 
         Under a lock: read, check, change, parse the result, replace in one step, write the audit line. Raises
-        FlagFileError for a file that is wrong already, FlagConflict when the file is not at `if_version` or the leader
-        with the token `fence` leads no longer, FlagsReadOnly where it cannot be replaced: then nothing has changed.
-        Raises NotShared, with several hosts, for a change that is in force on this host alone; with `fence`, for one
-        that is not made at all. Waits for locks, disks and Redis: an event loop calls it in a thread.
+        FlagFileError for a file that is wrong already, FlagConflict when the file is not at `if_version`, not where
+        `undone` left it, or the leader with the token `fence` leads no longer, FlagsReadOnly where it cannot be
+        replaced: then nothing has changed. Raises NotShared, with several hosts, for a change that is in force on this
+        host alone; with `fence`, for one that is not made at all. Waits for locks, disks and Redis: an event loop calls
+        it in a thread.
         """
         if self._path is None:
             raise FlagsReadOnly("no flag file is configured: give --flags FILE, or flags in [tool.gateway]")
-        wanted = _Wanted(change, printable(by), printable(why), if_version, evidence or {}, fence)
+        wanted = _Wanted(change, printable(by), printable(why), if_version, undone, evidence or {}, fence)
         turn = self._hosts.turn() if self._hosts else nullcontext()
         with self._mutex, file_errors(self._path), locked(self._path.resolve().parent), turn:
             give_up_at = time.monotonic() + OVERTAKEN_S
@@ -517,6 +519,7 @@ class _Wanted:
     by: str
     why: str
     if_version: str
+    undone: Event | None
     evidence: Mapping[str, Any]
     fence: int
 
@@ -524,6 +527,9 @@ class _Wanted:
         """What shall be in force afterwards."""
         if self.if_version and self.if_version != flags.version:
             raise FlagConflict(f"the flag file is at version {flags.version}, not at {printable(self.if_version)}")
+        now, undone = self.change.value(flags), self.undone
+        if undone and now != undone.after:
+            raise FlagConflict(f"{undone.key} is {now} by now; event {undone.id} had made it {undone.after}")
         return self.change.flags(flags)
 
     def event(self, old: FlagSet, new: FlagSet) -> Event:
@@ -540,35 +546,6 @@ class _Wanted:
             evidence=self.evidence,
             action=self.change.action,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Undo:
-    """A change that puts back what an event changed, if that is still so."""
-
-    event: Event
-    change: Change
-    force: bool
-
-    @property
-    def key(self) -> str:
-        return self.change.key
-
-    @property
-    def action(self) -> str:
-        return self.change.action
-
-    def value(self, flags: FlagSet) -> float | str:
-        return self.change.value(flags)
-
-    def flags(self, flags: FlagSet) -> FlagSet:
-        now = self.value(flags)
-        if now != self.event.after and not self.force:
-            raise FlagConflict(f"{self.key} is {now} by now; event {self.event.id} had made it {self.event.after}")
-        return self.change.flags(flags)
-
-    def text(self, text: str) -> str:
-        return self.change.text(text)
 
 
 def _reverse(event: Event) -> Change:
