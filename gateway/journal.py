@@ -209,7 +209,7 @@ def _line(line: Line) -> bytes:
 
 def _last_of(data: bytes, request_id: str) -> Entry | None:
     """The last entry of that id in a segment. It may also stand in a line as something else."""
-    needle, end = orjson.dumps(request_id), len(data)
+    needle, end = json.dumps(request_id).encode(), len(data)
     while (position := data.rfind(needle, 0, end)) >= 0:
         end = data.rfind(b"\n", 0, position) + 1
         entry = _entry(data[end : data.find(b"\n", position)])
@@ -220,7 +220,7 @@ def _last_of(data: bytes, request_id: str) -> Entry | None:
 
 def _entry(line: bytes) -> Entry | None:
     try:
-        at, id_, key, method, subject, version, backend, reason, *rest = orjson.loads(line)
+        at, id_, key, method, subject, version, backend, reason, *rest = json.loads(line)
         return Entry(at, id_, key, method, subject, version, Backend(backend), Reason(reason), *rest)
     except (ValueError, TypeError):  # torn by a crash, or of another version
         return None
