@@ -45,7 +45,7 @@ def explain_request(state: Path, request_id: str) -> Explanation:
     entry = Journal.find(state, request_id)
     if entry is None:
         reasons = "another host, longer ago than the journal reaches, or within the last second"
-        raise GatewayError(f"no request {printable(request_id, 200)!r} in {state / 'journal'}: {reasons}")
+        raise GatewayError(f"no request '{printable(request_id, 200)}' in {state / 'journal'}: {reasons}")
     events, text = Audit(state).events(), Audit(state).text_of(entry.version)
     flags = parse_flags(text, None) if text is not None else None if entry.version else FlagSet()
     again = _decide_again(entry, flags) if flags is not None else None
@@ -119,7 +119,7 @@ def moment(text: str, now: float) -> float:
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         expected = "a time like 2026-03-01T03:00 (UTC), 10m ago, or seconds since 1970"
-        raise ConfigError(f"expected {expected}, not {printable(text, 60)!r}") from None
+        raise ConfigError(f"expected {expected}, not '{printable(text, 60)}'") from None
 
 
 # --- decisions --------------------------------------------------------------------------------------------------------
