@@ -442,6 +442,8 @@ _QUOTED_KEY = r'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"'
 _JSON_STEP = re.compile(
     rf"""(?P<dots>\.\.?)(?P<key>[^.\[\]"'\s]+)|(?P<deep>\.\.)?\[(?P<item>\*|order|[0-9]+|(?P<quoted>{_QUOTED_KEY}))\]"""
 )
+_ID = re.compile(r"[0-9]+|(?=[a-f]*[0-9])[0-9a-f]{8,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_SINGULAR = re.compile(rf"\[[0-9]+\]|\.(?:{_ID.pattern})(?=[.\[]|$)", re.IGNORECASE)
 _ROWS = re.compile(r"rows\.(?P<table>[^.\[\]\s]+)(\[(?P<kind>insert|update|delete|\*)\])?(\.(?P<column>[^.\[\]\s]+))?")
 _EXPECTED = (
     "expected status, error, header.NAME, cookie.NAME, cookie.NAME.ATTRIBUTE, body, body.bytes, a path from $,"
@@ -463,6 +465,16 @@ def _spell_step(step: str | int) -> str:
     if isinstance(step, int):
         return "[order]" if step == ORDER else f"[{step}]"
     return f".{step}" if _PLAIN_KEY.fullmatch(step) else f"[{dumps(step)}]"
+
+
+def general(where: str) -> str:
+    """A place as spelled, without the numbers of list members and without keys that are ids of something."""
+    return _SINGULAR.sub(lambda step: ".*" if step[0][0] == "." else "[*]", where)
+
+
+def is_id(key: str) -> bool:
+    """Whether a key of an object looks made up for one thing: a number, a UUID, a hash."""
+    return _ID.fullmatch(key) is not None
 
 
 def _covers(pattern: Pattern, place: Place) -> bool:

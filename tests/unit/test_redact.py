@@ -75,7 +75,8 @@ def test_a_body_that_differs_only_in_a_secret_says_so() -> None:
     "name",
     [
         "password", "Password", "new_password", "password_hash", "passwd", "pwd", "pass", "userPass", "token",
-        "accessToken", "refresh-token", "csrf", "csrfmiddlewaretoken", "X-XSRF-TOKEN", "secret", "clientSecret", "api_key",
+        "accessToken", "refresh-token", "csrf",
+        "csrfmiddlewaretoken", "X-XSRF-TOKEN", "secret", "clientSecret", "api_key",
         "apiKey", "X-API-Key", "Authorization", "cookie", "Set-Cookie", "session", "sessionId", "mv_session", "sid",
         "credit_card",
         "cardNumber", "cvv", "pin", "otp", "email", "e-mail", "userEmail", "mail", "private_key", "jwt", "signature",
