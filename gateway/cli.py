@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from .audit import Event
     from .flags import FlagStore
     from .hosts import Hosts
+    from .ledger import Worker
     from .model import Route
     from .orders import Order, Orders
     from .routes import Pair
-    from .views import AnyWorker, Views
+    from .views import Views
     from .why import Explanation
 
 POLL_S = 0.02  # between looks at the acknowledgements of the workers
@@ -246,6 +247,22 @@ def ramp(  # options of a command
         show.as_json(asdict(event))
     else:
         show.say(f"{event.key}: {event.action} {event.after}".rstrip() + f", event {event.id}")
+
+
+@app.command()
+@_with_settings(_APPLICATION)
+def drill(settings: Settings, *, key: Key, why: Why = "", as_json: Json = False) -> None:
+    """Prove that a route can be rolled back: legacy answers everybody for a moment. Says how long each way took."""
+    from .rollout.drill import drill as run
+
+    desk = _desk(settings)
+    route = desk.views.route(key)
+    done = run(route.key, desk.store, desk.views.live_workers, settings.state_dir, by=_user(), why=why)
+    if as_json:
+        show.as_json(asdict(done))
+    else:
+        there, back = done.rolled_back_s * 1000, done.restored_s * 1000
+        show.say(f"{key}: all {done.workers} workers on legacy after {there:.0f} ms, and back after {back:.0f} ms")
 
 
 @app.command()
@@ -569,8 +586,8 @@ def _by_key(desk: _Desk, key: str, method: str) -> "Route":
 def _report(desk: _Desk, event: "Event", timeout_s: float | None, *, as_json: bool) -> None:
     """Say what an edit did and, with a timeout, wait for the workers. Exits with 1 when one does not follow."""
     answer = asdict(event)
-    followers: list[AnyWorker] = []
-    laggards: list[AnyWorker] = []
+    followers: list[Worker] = []
+    laggards: list[Worker] = []
     started = time.monotonic()
     if timeout_s is not None:
         followers, laggards = _wait(desk, event.version, timeout_s)
@@ -592,7 +609,7 @@ def _report(desk: _Desk, event: "Event", timeout_s: float | None, *, as_json: bo
         raise typer.Exit(LATE)
 
 
-def _wait(desk: _Desk, version: str, timeout_s: float) -> "tuple[list[AnyWorker], list[AnyWorker]]":
+def _wait(desk: _Desk, version: str, timeout_s: float) -> "tuple[list[Worker], list[Worker]]":
     """The live workers that run `version`, or what the file says by then, and those that do not."""
     from .disk import version_on_disk
 
@@ -606,13 +623,13 @@ def _wait(desk: _Desk, version: str, timeout_s: float) -> "tuple[list[AnyWorker]
         time.sleep(POLL_S)
 
 
-def _name(worker: "AnyWorker") -> str:
+def _name(worker: "Worker") -> str:
     import socket
 
     return str(worker.pid) if worker.host == socket.gethostname() else f"{worker.host}/{worker.pid}"
 
 
-def _excuse(worker: "AnyWorker") -> str:
+def _excuse(worker: "Worker") -> str:
     if worker.rejected:
         return f"rejects the flag file: {worker.rejected}"
     return f"still runs version {worker.version}" if worker.version else "runs without a flag file"

@@ -95,7 +95,10 @@ class Orders:
     def forget(self, key: str, order: Order) -> Event:
         """Delete what the shadows showed of a route, for a new start after a fix; the sums stay."""
         self._views.route(key)
-        Verdicts(self._state).forget(key)
+        try:
+            Verdicts(self._state).forget(key)
+        except OSError as error:
+            raise GatewayError(str(error)) from None
         return self._note(key, "forget", order)
 
     def token(self, side: str, who: str, keys: Sequence[str], lifetime: str, order: Order) -> tuple[str, Event]:

@@ -160,15 +160,7 @@ def _group(group: Facts) -> None:
     for sample in group["samples"][:1]:
         say(f"    e.g. {sample['target']}, request {sample['id']}: {sample['control']} and {sample['candidate']}")
         for difference in sample["differences"][:5]:
-            control, candidate = (_short(difference[side]) for side in ("control", "candidate"))
-            say(f"      {difference['where']}: {control}, candidate: {candidate}")
-
-
-def _short(value: object) -> str:
-    from .flagfile import printable
-    from .views import dumps
-
-    return printable(dumps(value), 120)
+            say(f"      {difference['where']}: {difference['control']}, candidate: {difference['candidate']}")
 
 
 def _words(words: Iterable[str]) -> str:

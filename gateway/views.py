@@ -24,7 +24,7 @@ from .audit import Audit
 from .errors import Blocked, NotPorted, NotShared, UnknownKey
 from .flagfile import percent, printable
 from .flags import FlagStore
-from .hosts import Hosts, HostWorker
+from .hosts import Hosts
 from .ledger import Ledger, Worker
 from .metrics import Facts
 from .model import FULL_BP, Flag, FlagSet, Outcome, Rollout, Route
@@ -39,7 +39,6 @@ SIDES = ("legacy", "split", "fastapi")
 TOLERATED_BP = 10  # mismatches of a route without a plan
 
 View = dict[str, Any]
-AnyWorker = Worker | HostWorker
 
 _ROUTES = "routes.json"
 _IMPLIED = frozenset({"HEAD", "OPTIONS"})  # Flask adds them, FastAPI does not: nobody misses them
@@ -106,9 +105,9 @@ class Views:
         plan = flags.rollouts.get(flags[key].rollout)
         if plan:
             yield from _unearned(plan, status(self._state, key), weight_bp)
-        differing = sum(group.count for group in self._verdicts.groups(key))
-        tally = self._verdicts.tallies().get(key, {})
-        compared = sum(tally.get(outcome, 0) for outcome in (Outcome.MATCHED, Outcome.MISMATCHED))
+        tally = self._verdicts.tallies(fresh=True).get(key, {})
+        differing = tally.get(Outcome.MISMATCHED, 0)
+        compared = differing + tally.get(Outcome.MATCHED, 0)
         tolerated_bp = plan.max_mismatches_bp if plan else TOLERATED_BP
         if differing * FULL_BP > compared * tolerated_bp:
             yield f"{differing} of {compared} shadow comparisons differ, {percent(tolerated_bp)} % are tolerated"
@@ -150,11 +149,11 @@ class Views:
         """The live workers of all hosts, and the flags each of them runs."""
         return [asdict(worker) for worker in self.live_workers()]
 
-    def live_workers(self) -> Sequence[AnyWorker]:
+    def live_workers(self) -> list[Worker]:
         """Those of all hosts, as far as they can be reached."""
         with suppress(NotShared):
             if self._hosts:
-                return self._hosts.workers()
+                return [Worker(**asdict(worker)) for worker in self._hosts.workers()]
         return self._ledger.workers()
 
     def audit(self, key: str = "", limit: int = 0) -> list[View]:
@@ -179,7 +178,7 @@ class Views:
             "led": is_led(self._state),
         }
 
-    def _problems(self, workers: Sequence[AnyWorker]) -> Iterator[str]:
+    def _problems(self, workers: Sequence[Worker]) -> Iterator[str]:
         flags = self._store.current
         for reason in dict.fromkeys(
             [*self._store.trouble, *(worker.rejected for worker in workers if worker.rejected)]

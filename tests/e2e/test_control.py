@@ -155,6 +155,17 @@ def test_commands_beside_a_running_server_need_no_application(server: Server, ap
     assert (2, "gateway: helth: no such route; did you mean 'health'?\n") == (unknown.returncode, unknown.stderr)
 
 
+def test_a_drill_takes_every_worker_to_legacy_and_back(server: Server, api: httpx.Client) -> None:
+    done = server.cli("drill", "search", "--why", "monthly", "--json")
+    assert 0 == done.returncode, done.stderr
+    times = json.loads(done.stdout)
+    assert 2 == times["workers"]
+    assert 0 < times["rolled_back_s"] < 2
+    assert 100 == api.get("/_gateway/flags/search").json()["weight"]
+    assert [(100, 0), (0, 100)] == [(event["before"], event["after"]) for event in audit(server)[-2:]]
+    assert {"drill"} == {event["action"] for event in audit(server)[-2:]}
+
+
 # --- attacks ------------------------------------------------------------------------------------------------------
 
 TRICKS = [

@@ -18,10 +18,12 @@ from gateway.flags import FlagStore
 from gateway.journal import Journal
 from gateway.keys import own_secret
 from gateway.ledger import Ledger
-from gateway.model import Backend, Reason
+from gateway.model import Backend, Difference, Observation, Reason, Verdict
 from gateway.passes import check
 from gateway.routes import RouteTable
 from gateway.settings import Settings
+from gateway.shadow.tape import Exchange
+from gateway.shadow.verdicts import Verdicts
 from gateway.views import publish_routes
 from tests.support.apps import make_legacy, make_port
 
@@ -281,6 +283,45 @@ def test_a_shadow_is_set_and_undone(gateway: Gateway, here: Path) -> None:
     assert "nothing has been replayed" in gateway("verdicts").out
 
 
+def shadowed(state: Path, matched: int, mismatched: int) -> None:
+    """What so many replays of `items.item` leave behind."""
+    verdicts = Verdicts(state)
+    verdicts.start()
+    exchange = Exchange(
+        id="req-1", key="items.item", candidate=Backend.FASTAPI, at=1_767_225_600.0, version="", subject="",
+        scope={"method": "GET", "path": "/api/items/7", "query_string": b"token=secret"}, body=b"",
+        control=Observation(Backend.LEGACY, 200),
+    )  # fmt: skip
+    for differences in [()] * matched + [(Difference("$.price", "1.10", 1.1),)] * mismatched:
+        answer = Observation(Backend.FASTAPI, 200)
+        verdicts.add(exchange, exchange.key, exchange.candidate, Verdict(differences), exchange.control, answer)
+    verdicts.close()
+
+
+def test_ten_thousand_mismatches_read_as_their_causes(gateway: Gateway, here: Path) -> None:
+    shadowed(here / ".gateway", 7, 3)
+    shown = gateway("verdicts").out
+    assert shown.startswith("items.item: 7 matched, 3 mismatched\n")
+    assert "3 x $.price: " in shown
+    assert "since 2026-01-01 00:00:00" in shown
+    assert "request req-1: 200 and 200" in shown
+    assert "secret" not in shown
+    (view,) = gateway("verdicts", "items.item", "--json").data
+    assert ({"matched": 7, "mismatched": 3}, [3]) == (view["outcomes"], [group["count"] for group in view["groups"]])
+
+
+def test_a_route_whose_shadows_differ_gets_no_more_weight_until_they_are_forgotten(
+    gateway: Gateway, here: Path
+) -> None:
+    shadowed(here / ".gateway", 7, 3)
+    blocked = gateway("set", "items.item", "60")
+    assert (3, True) == (blocked.code, "3 of 10 shadow comparisons differ, 0.1 % are tolerated" in blocked.err)
+    assert 0 == gateway("set", "items.item", "40").code
+    assert "items.item: " in gateway("verdicts", "items.item", "--forget", "--why", "fixed").out
+    assert ("forget", "fixed") == tuple(gateway("log", "--json").data[-1][name] for name in ("action", "why"))
+    assert 0 == gateway("set", "items.item", "60").code
+
+
 def test_a_pass_for_a_tester(gateway: Gateway, here: Path) -> None:
     done = gateway("token", "--for", "ann", "--key", "health", "--key", "search", "--expires", "2h", "--why", "review")
     assert (0, 1) == (done.code, done.out.count("\n"))
@@ -360,6 +401,8 @@ WRONG = {
     "forgetting everything": (["verdicts", "--forget"], ["which route"]),
     "rollouts of an unknown key": (["rollouts", "helth"], ["helth", "'health'"]),
     "a ramp of an unknown key": (["ramp", "helth", "pause"], ["helth", "'health'"]),
+    "a drill of an unknown key": (["drill", "helth"], ["helth", "'health'"]),
+    "a drill without anybody to follow": (["drill", "health"], ["health", "no worker is running"]),
     "a shadow of an unknown key": (["shadow", "helth", "5"], ["helth", "'health'"]),
     "no application": (["routes", "--legacy", "nowhere:app"], ["legacy", "nowhere"]),
     "a control character": (["set", "he\x1b[31malth", "5"], [r"he\x1b[31malth"]),
