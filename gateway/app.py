@@ -38,10 +38,10 @@ class Gateway:
         legacy: ASGIApp,
         fastapi: ASGIApp | None,
         instruments: Instruments | None = None,
+        control: Control | None = None,
     ) -> None:
         self._flags, self._legacy, self._port = flags, legacy, fastapi
-        self._instruments = instruments
-        self._control = Control(settings, flags, routes.routes)
+        self._instruments, self._control = instruments, control
         self._parts = Parts(
             settings=settings,
             routes=routes,
@@ -62,7 +62,7 @@ class Gateway:
             return
         if self._hops:
             _believe_proxies(scope, self._hops)
-        if self._control.owns(scope):
+        if self._control is not None and self._control.owns(scope):
             await self._control(scope, receive, send)
         elif kind == "http":
             await Turn(self._parts, scope, receive, send).run()
@@ -160,4 +160,5 @@ def create_app() -> Gateway:
         legacy=build(wsgi, settings, multiprocess=settings.workers > 1),
         fastapi=fastapi_app,
         instruments=instruments,
+        control=Control(settings, flags, routes.routes, hosts),
     )

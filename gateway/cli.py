@@ -601,7 +601,7 @@ def _report(desk: _Desk, event: "Event", timeout_s: float | None, *, as_json: bo
         show.say(f"{what}: {change}, version {event.version}" + (f", event {event.id}" if event.id else ""))
         if timeout_s is not None:
             took_ms, total = (time.monotonic() - started) * 1000, len(followers) + len(laggards)
-            nobody = f"no live worker in {desk.settings.state} to wait for"
+            nobody = f"no live worker in {desk.settings.state_dir} to wait for"
             show.say(f"{len(followers)} of {total} live workers run it after {took_ms:.0f} ms" if total else nobody)
         for worker in laggards:
             show.complain(f"worker {_name(worker)} {_excuse(worker)}")
