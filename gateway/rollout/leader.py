@@ -28,6 +28,10 @@ class Lease(Protocol):
 
     def held(self) -> bool: ...
 
+    @property
+    def token(self) -> int:
+        """Grows with every leader: an edit with an older one is refused."""
+
 
 class Leader:
     """One thread. While this process leads, it runs every job four times a second, one after the other.

@@ -319,7 +319,10 @@ class RampLoop:
                 if move.is_due(flags[key].weight_bp):
                     version = flags.version if ahead else ""  # a rollback is right whatever else has changed
                     change, evidence = move.change(key), dict(move.evidence)
-                    self._flags.edit(change, by=move.by, why=move.why, if_version=version, evidence=evidence)
+                    fence = self._lease.token if self._lease else 0
+                    self._flags.edit(
+                        change, by=move.by, why=move.why, if_version=version, evidence=evidence, fence=fence
+                    )
                 member.weight_bp = self._flags.current[key].weight_bp
         except GatewayError as error:
             ramp.frozen, ramp.move = str(error), None if ahead else move

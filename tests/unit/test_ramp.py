@@ -80,6 +80,8 @@ class World:
             clock=lambda: self.now,
         )
 
+    token = 0
+
     def held(self) -> bool:
         return self.leads
 
