@@ -82,7 +82,7 @@ def no_such_route(key: str, known: Collection[str]) -> str:
 PERCENT = "a percentage from 0 to 100 with at most two decimals"
 OVERRIDES = {"none": None, "legacy": Backend.LEGACY, "fastapi": Backend.FASTAPI}
 _WEIGHTS = {"legacy": 0, "fastapi": FULL_BP}
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _NO_TEXT = re.compile(  # what YAML 1.2 takes for null, a boolean or a number when it stands without quotes
     r"|~|null|true|false|[-+]?(\.\d+|\d+(\.\d*)?)(e[-+]?\d+)?|0o[0-7]+|0x[0-9a-f]+|[-+]?\.inf|\.nan",
     re.IGNORECASE | re.ASCII,
@@ -168,9 +168,9 @@ def _steps(node: "_Node") -> tuple[int, ...]:
 
 
 def _duration(node: "_Node") -> float:
-    match = re.fullmatch(r"([1-9]\d{0,5})([smh])", node.text, re.ASCII) if isinstance(node, _Scalar) else None
+    match = re.fullmatch(r"([1-9]\d{0,5})([smhd])", node.text, re.ASCII) if isinstance(node, _Scalar) else None
     if not match:
-        raise _unexpected(node, "a time like 30s, 10m or 2h")
+        raise _unexpected(node, "a time like 30s, 10m, 2h or 7d")
     return float(int(match[1]) * _SECONDS[match[2]])
 
 
@@ -237,6 +237,7 @@ _ROLLOUT: _Fields = {
     "max_errors": ("max_errors_bp", _share),
     "max_mismatches": ("max_mismatches_bp", _share),
     "max_p95_ratio": ("max_p95_ratio", _factor),
+    "drill": ("drill_s", _duration),
 }
 
 

@@ -81,6 +81,7 @@ class Rollout:
     max_errors_bp: int = 100
     max_mismatches_bp: int = 10
     max_p95_ratio: float = 1.5
+    drill_s: float = 0.0  # between rollback drills; 0: none
 
 
 @dataclass(frozen=True, slots=True)

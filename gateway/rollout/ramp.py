@@ -312,14 +312,15 @@ class RampLoop:
         move = ramp.move
         if move is None or self._ticked_at < self._retry_at.get(ramp.name, -inf):
             return
-        ahead = move.action is Action.ADVANCE
+        ahead, fence = move.action is Action.ADVANCE, self._lease.token if self._lease else 0
+        if ahead and self._lease and not fence:
+            return  # the lease has just ended: whoever leads now judges for himself
         try:
             for key, member in ramp.members.items():
                 flags = self._flags.current
                 if move.is_due(flags[key].weight_bp):
                     version = flags.version if ahead else ""  # a rollback is right whatever else has changed
                     change, evidence = move.change(key), dict(move.evidence)
-                    fence = self._lease.token if self._lease else 0
                     self._flags.edit(
                         change, by=move.by, why=move.why, if_version=version, evidence=evidence, fence=fence
                     )
@@ -341,7 +342,11 @@ class RampLoop:
         if revision < self._revision:
             self._revision, self._saved_all_at = revision, -inf
         elif revision > self._revision:
+            before = self.ramps
             self._revision, self.ramps = self._file.load()
+            for name, ramp in self.ramps.items():
+                if name in before and before[name].at == ramp.at:
+                    _keep_time(ramp, before[name])
 
     def _save(self, gone: Sequence[str]) -> None:
         """Write now and then what has changed, and more rarely how much time went by."""
@@ -396,6 +401,13 @@ def _terms(plan: Rollout) -> tuple[float, float]:
     """What the tests of a plan's evidence are made for."""
     fresh = begin(plan)
     return fresh.harm, fresh.ratio
+
+
+def _keep_time(ramp: Ramp, before: Ramp) -> None:
+    """What went by since the last write was not undone by what somebody else has written."""
+    ramp.in_step_s = max(ramp.in_step_s, before.in_step_s)
+    if ramp.since_rollback_s is not None and ramp.rollbacks == before.rollbacks:
+        ramp.since_rollback_s = max(ramp.since_rollback_s, before.since_rollback_s or 0.0)
 
 
 def _begin_step(ramp: Ramp) -> None:

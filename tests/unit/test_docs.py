@@ -34,6 +34,7 @@ FLAG_KEYS = [
     "max_errors",
     "max_mismatches",
     "max_p95_ratio",
+    "drill",
     "shadow_writes",
 ]
 

@@ -80,7 +80,7 @@ class World:
             clock=lambda: self.now,
         )
 
-    token = 0
+    token = 1
 
     def held(self) -> bool:
         return self.leads
