@@ -11,7 +11,7 @@ all that lies below.
 
 import re
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from enum import Enum
 from fnmatch import translate
 from functools import lru_cache
@@ -101,7 +101,7 @@ def is_covered(place: Place, ignore: Collection[str]) -> bool:
     return any(_covers(pattern, place) for pattern in _compile_all(tuple(ignore)))
 
 
-def differences(control: Observation, candidate: Observation, unordered: Collection[Place] = ()) -> Iterator[Found]:
+def differences(control: Observation, candidate: Observation, unordered: Container[Place] = ()) -> Iterator[Found]:
     """Each place where the answers differ and the two values; ABSENT where there is none.
 
     The members of the lists `unordered` are matched with each other wherever they are.
@@ -184,7 +184,7 @@ def _names(cookies: list[dict[str, str | bool]]) -> object:
 # --- bodies -------------------------------------------------------------------------------------------------------
 
 
-def _body_differences(control: Observation, candidate: Observation, unordered: Collection[Place]) -> Iterator[Found]:
+def _body_differences(control: Observation, candidate: Observation, unordered: Container[Place]) -> Iterator[Found]:
     if _is_json(control) and _is_json(candidate):
         try:
             ours, theirs = orjson.loads(control.body), orjson.loads(candidate.body)
@@ -206,7 +206,7 @@ def _is_json(answer: Observation) -> bool:
     return media == "application/json" or media.endswith("+json")
 
 
-def _json_differences(control: Any, candidate: Any, unordered: Collection[Place]) -> Iterator[Found]:
+def _json_differences(control: Any, candidate: Any, unordered: Container[Place]) -> Iterator[Found]:
     """In the order of the control. The order of keys is free, that of lists is not, and 1, 1.0, True, "1" differ."""
     left: list[tuple[Place, Any, Any]] = [(("$",), control, candidate)]
     while left:
