@@ -27,6 +27,10 @@ def make_flask() -> Flask:
     for number in range(ROUTES):
         app.add_url_rule(path(number, "<int:item_id>"), f"resource{number}.get", item)
 
+    @app.get("/breakable")
+    def breakable() -> Response:
+        return jsonify(well=True)
+
     @app.post("/echo")
     def echo() -> Response:
         return jsonify(length=len(request.get_data()))
@@ -60,6 +64,11 @@ def make_fastapi() -> FastAPI:
 
     for number in range(ROUTES):
         app.get(path(number, "{item_id}"), name=f"resource{number}.get")(item if number % 2 else items)
+
+    @app.get("/breakable", name="breakable")
+    async def breakable() -> JSONResponse:
+        return JSONResponse({"well": False}, 500)
+
     return app
 
 

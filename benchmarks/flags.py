@@ -6,23 +6,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
+from datetime import datetime
+from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from gateway.audit import Audit
 from gateway.flagfile import Change, SetOverride, SetWeight
 from gateway.flags import FlagStore
 from gateway.ledger import Ledger
+from gateway.model import FULL_BP
 
 from .harness import ROOT, Contestant, Plan, save, serving, table
 
 WORKERS = 4
-EDIT, SWITCH, COMMAND = (
+EDIT, SWITCH, BREAK, COMMAND = (
     "edit until all workers run it",
     "panic switch until all workers run it",
+    "a port breaks: from the deciding request until all workers ask legacy",
     "the whole `gateway set --wait`",
 )
-TARGET_MS = {EDIT: 500.0, SWITCH: 250.0, COMMAND: 500.0}
-KEY = "resource1.get"
+TARGET_MS = {EDIT: 500.0, SWITCH: 250.0, BREAK: 1000.0, COMMAND: 500.0}
+KEY, BREAKABLE = "resource1.get", "breakable"
 LOOK_S = 0.001  # between looks at the acknowledgements
 
 
@@ -37,9 +43,9 @@ def main(plan: Plan) -> None:
             "GATEWAY_WORKERS": str(WORKERS),
             "GATEWAY_LOG_LEVEL": "warning",
         }
-        Path(settings["GATEWAY_FLAGS"]).write_text(f"version: 1\nroutes:\n  {KEY}: 0\n")
+        Path(settings["GATEWAY_FLAGS"]).write_text(f"version: 1\nroutes:\n  {KEY}: 0\n  {BREAKABLE}: 0\n")
         command = [sys.executable, "-m", "gateway", "serve", "--port", "{port}"]
-        with serving([Contestant("gateway", command, settings)]):
+        with serving([Contestant("gateway", command, settings)]) as ports:
             ledger = Ledger(Path(settings["GATEWAY_STATE"]))
             while len(ledger.workers()) < WORKERS:
                 time.sleep(0.1)
@@ -48,6 +54,7 @@ def main(plan: Plan) -> None:
                 SWITCH: [
                     change(ledger, settings, SetOverride(("legacy", "none")[number % 2])) for number in range(changes)
                 ],
+                BREAK: [breakage(ports["gateway"], ledger, settings) for _ in range(3 * plan.rounds)],
                 COMMAND: [command_ms(settings, number) for number in range(5 * plan.rounds)],
             }
     rows = [
@@ -65,6 +72,23 @@ def change(ledger: Ledger, settings: Mapping[str, str], change: Change) -> float
     while {worker.version for worker in ledger.workers()} != {version}:
         time.sleep(LOOK_S)
     return (time.perf_counter() - began) * 1000
+
+
+def breakage(port: int, ledger: Ledger, settings: Mapping[str, str]) -> float:
+    """Milliseconds from the request that made a worker hold a broken route until all workers ask legacy."""
+    change(ledger, settings, SetWeight(BREAKABLE, FULL_BP))
+    audit = Audit(Path(settings["GATEWAY_STATE"]))
+    known = len(audit.events())
+    while not (held := [event for event in audit.events()[known:] if event.action == "hold"]):
+        with closing(HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+            connection.request("GET", "/breakable")
+            connection.getresponse()
+    began = datetime.fromisoformat(held[0].at).timestamp()
+    while not (after := [event for event in audit.events()[known:] if event.action == "rollback"]):
+        time.sleep(LOOK_S)
+    while {worker.version for worker in ledger.workers()} != {after[0].version}:
+        time.sleep(LOOK_S)
+    return (time.time() - began) * 1000
 
 
 def command_ms(settings: Mapping[str, str], number: int) -> float:
