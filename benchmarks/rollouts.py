@@ -354,7 +354,7 @@ def quiet() -> dict[str, Callable[[Random], Outcome]]:
 
 
 def main(plan: Plan) -> None:
-    share = 1.0 if plan.keep else 0.02
+    share = 1.0 if plan.keep else 0.01
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         lab = Lab(pool, share)
         results = {
