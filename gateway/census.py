@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .hosts import Hosts, add_up
-from .ledger import Counter, Ledger, Trial, Worker
+from .ledger import Counter, Ledger, Split, Trial, Worker
 from .model import Backend, Outcome
 
 SHARE_S = 1.0  # between shares of this host's sums, and how old those of the others may be
@@ -53,6 +53,10 @@ class Census:
             (key, Backend(backend)): Trial(values["count"], values["errors"], _by_number(values["latencies"]))
             for (key, backend), values in _flat(self._all()["trials"])
         }
+
+    def splits(self) -> dict[str, Split]:
+        """Whom each route has answered at its newest weight: on this host, which is as good a sample as any."""
+        return self._ledger.splits()
 
     def tallies(self) -> Tallies:
         """Outcomes of all shadow comparisons, by key."""

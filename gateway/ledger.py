@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from .latency import latency_bucket
-from .model import Backend
+from .model import FULL_BP, Backend
 from .store import BUSY_S, Store
 
 BEAT_S = 1.0  # between heartbeats, and between flushes of the counters
@@ -50,6 +50,7 @@ CREATE TABLE IF NOT EXISTS fallbacks (key TEXT PRIMARY KEY, count INTEGER) WITHO
 CREATE TABLE IF NOT EXISTS trials (
   key TEXT, backend TEXT, count INTEGER, errors INTEGER, latencies TEXT, PRIMARY KEY (key, backend)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS splits (key TEXT PRIMARY KEY, weight_bp INTEGER, places BLOB) WITHOUT ROWID;
 """
 _ADD_COUNTERS = f"""
 INSERT INTO counters VALUES (?, ?, ?, {", ".join("?" * len(_SUMS))})
@@ -58,6 +59,8 @@ ON CONFLICT DO UPDATE SET {", ".join(f"{name} = {name} + excluded.{name}" for na
 _ADD_FALLBACKS = "INSERT INTO fallbacks VALUES (?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count"
 _TRIAL = "SELECT count, errors, latencies FROM trials WHERE key = ? AND backend = ?"
 _PUT_TRIAL = "INSERT OR REPLACE INTO trials VALUES (?, ?, ?, ?, ?)"
+_SPLIT = "SELECT weight_bp, places FROM splits WHERE key = ?"
+_PUT_SPLIT = "INSERT OR REPLACE INTO splits VALUES (?, ?, ?)"
 _WORKERS = "SELECT pid, host, version, rejected, started_at, seen_at, dropped FROM workers"
 _BEAT = "INSERT OR REPLACE INTO workers VALUES (?, ?, ?, ?, ?, ?, ?)"
 
@@ -100,6 +103,23 @@ class Trial:
     latencies: Mapping[int, int] = field(default_factory=dict)  # bucket of `gateway.latency` -> requests
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Whose requests were answered while a route had its weight: every place on the line counts once, as a subject."""
+
+    weight_bp: int
+    places: int = 0  # a bit for each place from 0 to 9 999 that was seen
+
+    @property
+    def subjects(self) -> int:
+        return self.places.bit_count()
+
+    @property
+    def on_port(self) -> int:
+        """Those that the weight gives to FastAPI."""
+        return (self.places & ((1 << self.weight_bp) - 1)).bit_count()
+
+
 def is_error(status: int) -> bool:
     """Whether an answer speaks against the side that gave it; 0: it raised before it had one.
 
@@ -125,6 +145,8 @@ class Ledger:
         self._sums: dict[tuple[str, str, int], list[float]] = {}  # key, backend, status; the thread's own, as is
         self._fallen: dict[str, int] = {}
         self._tried: dict[tuple[str, str], _Tried] = {}  # key, backend
+        self._places: deque[tuple[str, int, int]] = deque(maxlen=_MAX_PENDING)
+        self._splits: dict[str, Split] = {}
         self._running: tuple[str, str] | None = None  # flag version, why the file on disk is rejected
         self._instruments: dict[str, Instrument] = {"ledger": self}
         self._started_at = time.time()
@@ -150,6 +172,10 @@ class Ledger:
         about a fifth of a second later.
         """
         self._answers.append((key, backend, status, duration_s, trial))
+
+    def count_place(self, key: str, weight_bp: int, place_bp: int) -> None:
+        """Note at which weight a subject was answered, and its place on the line that the weight splits."""
+        self._places.append((key, weight_bp, place_bp))
 
     def count_fallback(self, key: str) -> None:
         """Note that legacy had to stand in for the port."""
@@ -185,6 +211,11 @@ class Ledger:
             for key, backend, count, errors, latencies in self._file.read("SELECT * FROM trials")
         }
 
+    def splits(self) -> dict[str, Split]:
+        """Whom each route has answered at its newest weight."""
+        rows = self._file.read("SELECT * FROM splits")
+        return {key: Split(weight_bp, int.from_bytes(places, "little")) for key, weight_bp, places in rows}
+
     def fallbacks(self) -> dict[str, int]:
         """How often legacy had to stand in, by key."""
         return dict(self._file.read("SELECT key, count FROM fallbacks"))
@@ -215,6 +246,9 @@ class Ledger:
                 tried = self._tried.setdefault((key, backend.value), _Tried())
                 tried.errors += is_error(status)
                 tried.latencies[latency_bucket(duration_s)] += 1
+        while self._places:
+            key, weight_bp, place_bp = self._places.popleft()
+            self._splits[key] = _union(self._splits.get(key), Split(weight_bp, 1 << place_bp))
         while self._fallbacks:
             key = self._fallbacks.popleft()
             self._fallen[key] = self._fallen.get(key, 0) + 1
@@ -227,8 +261,10 @@ class Ledger:
                 connection.executemany(_ADD_FALLBACKS, list(self._fallen.items()))
                 for key, tried in self._tried.items():
                     _add_trial(connection, *key, tried)
+                for name, split in self._splits.items():
+                    _add_split(connection, name, split)
                 self._beat(connection)
-            self._sums, self._fallen, self._tried = {}, {}, {}
+            self._sums, self._fallen, self._tried, self._splits = {}, {}, {}, {}
         except Exception as error:  # noqa: BLE001  # disk full, read-only, locked, corrupt, or what nobody thought of
             log.log(logging.DEBUG if self.dropped else logging.WARNING, "ledger: %s: %s", self._file.path, error)
             self.dropped += 1
@@ -262,6 +298,21 @@ def _add_trial(connection: sqlite3.Connection, key: str, backend: str, tried: _T
     sums = Tally(_unpack(latencies)) + tried.latencies
     values = (count + tried.latencies.total(), errors + tried.errors, json.dumps(sums))
     connection.execute(_PUT_TRIAL, (key, backend, *values))
+
+
+def _add_split(connection: sqlite3.Connection, key: str, split: Split) -> None:
+    row = connection.execute(_SPLIT, (key,)).fetchone()
+    known = Split(row[0], int.from_bytes(row[1], "little")) if row else None
+    both = _union(known, split)
+    if both != known:
+        connection.execute(_PUT_SPLIT, (key, both.weight_bp, both.places.to_bytes(FULL_BP // 8, "little")))
+
+
+def _union(known: Split | None, fresh: Split) -> Split:
+    """Another weight splits the line elsewhere: nobody is on it yet."""
+    if known is None or known.weight_bp != fresh.weight_bp:
+        return fresh
+    return Split(fresh.weight_bp, known.places | fresh.places)
 
 
 @lru_cache(1024)  # most have not changed since they were read last

@@ -23,7 +23,7 @@ from gateway.errors import GatewayError
 from gateway.flagfile import percent
 from gateway.flags import FlagStore
 from gateway.latency import LATENCY_BUCKETS
-from gateway.ledger import Counter, Trial, Worker, is_error
+from gateway.ledger import Counter, Split, Trial, Worker, is_error
 from gateway.model import FULL_BP, Backend, FlagSet, Outcome, Rollout
 
 from .judge import WATCH_S, Action, Health, Step, begin, judge, lockout_s
@@ -58,6 +58,7 @@ class Sums(Protocol):
 
     def trials(self) -> Trials: ...
     def counters(self) -> Sequence[Counter]: ...
+    def splits(self) -> Mapping[str, Split]: ...
     def workers(self) -> Sequence[Worker]: ...
 
 
@@ -97,6 +98,8 @@ class RampLoop:
         self._retry_at: dict[str, float] = {}
         self._groups: tuple[FlagSet | None, dict[str, list[str]]] = None, {}
         self._legacy = _LegacyWatch(sums, clock)
+        self._splits: Mapping[str, Split] = {}
+        self._looked_at = -inf
 
     def tick(self) -> None:
         """One turn: learn what was answered, judge, move."""
@@ -277,6 +280,8 @@ class RampLoop:
             ramp.move = Move(step.action, step.weight_bp, BY, step.why, step.evidence)
             if not self._commit(ramp):
                 ramp.move = None  # what cannot be written down is not done; only a rollback is
+        elif not ramp.weight_bp and step.missing == (step.why,) and ramp.in_step_s >= plan.every_s:
+            _begin_step(ramp)  # at 0 proof of harm comes from the shadow: the port may have been mended since
         elif ramp.in_step_s >= WATCH_S and ramp.weight_bp >= plan.steps_bp[-1]:
             ramp.rollbacks = 0  # a day without complaint
             _begin_step(ramp)
@@ -286,12 +291,15 @@ class RampLoop:
     def _judged(self, ramp: Ramp, plan: Rollout, flags: FlagSet) -> Step:
         """The judge's word on all members together; and none of them may be provably bad."""
         failing = ramp.weight_bp == FULL_BP and self._legacy.is_failing()
+        splits = self._splits_of(ramp) if 0 < ramp.weight_bp < FULL_BP else []
         common = Health(
             evidence=ramp.evidence,
             weight_bp=ramp.weight_bp,
             in_step_s=ramp.in_step_s,
             shadowing=any(flags[key].shadow_bp for key in ramp.members),
             compared=_sum(member.compared for member in ramp.members.values()),
+            subjects=sum(split.subjects for split in splits),
+            subjects_on_port=sum(split.on_port for split in splits),
             rollbacks=ramp.rollbacks,
             since_rollback_s=inf if ramp.since_rollback_s is None else ramp.since_rollback_s,
             judgements=1 if len(ramp.members) == 1 else 1 + len(ramp.members),
@@ -304,6 +312,14 @@ class RampLoop:
                 if own.action is Action.ROLL_BACK:
                     step = replace(own, why=f"{key}: {own.why}")
         return step
+
+    def _splits_of(self, ramp: Ramp) -> list[Split]:
+        """Who was answered at this weight; routes of a cohort have the same subjects, so the one with most will do."""
+        if self._looked_at != self._ticked_at:
+            self._splits, self._looked_at = self._sums.splits(), self._ticked_at
+        found = [self._splits[key] for key in ramp.members if key in self._splits]
+        found = [split for split in found if split.weight_bp == ramp.weight_bp]
+        return sorted(found, key=lambda split: split.subjects)[-1:]
 
     # --- moves
 

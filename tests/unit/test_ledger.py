@@ -73,6 +73,18 @@ def test_trials_are_summed_over_workers_apart_from_what_nobody_may_compare(tmp_p
     assert {("a", Backend.FASTAPI): port, ("a", Backend.LEGACY): legacy} == Ledger(tmp_path).trials()
 
 
+def test_a_subject_counts_once_at_each_weight_however_often_and_wherever_it_asks(tmp_path: Path) -> None:
+    for weight_bp, places in [(500, (1, 1, 499, 500)), (500, (1, 9999)), (1000, (999, 1000, 999))]:
+        before = Ledger(tmp_path).splits()
+        ledger = Ledger(tmp_path)
+        ledger.start()
+        for place_bp in places:
+            ledger.count_place("a", weight_bp, place_bp)
+        ledger.close()
+    assert [(500, 4, 2)] == [(split.weight_bp, split.subjects, split.on_port) for split in before.values()]
+    assert [(1000, 2, 1)] == [(s.weight_bp, s.subjects, s.on_port) for s in Ledger(tmp_path).splits().values()]
+
+
 def test_trials_are_on_disk_within_a_third_of_a_second(ledger: Ledger, tmp_path: Path) -> None:
     ledger.seen("v1")
     until(ledger.workers)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.errors import GatewayError
 from gateway.flags import FlagStore
 from gateway.latency import latency_bucket
-from gateway.ledger import Counter, Ledger, Trial, Worker
+from gateway.ledger import Counter, Ledger, Split, Trial, Worker
 from gateway.model import FULL_BP, Backend, Outcome
 from gateway.rollout.judge import Action
 from gateway.rollout.ramp import DRILL_S, SAVE_S, SETTLE_S, RampLoop, Tallies, Trials
@@ -37,6 +37,7 @@ class Traffic:
 
     sums: dict[tuple[str, Backend], Trial] = field(default_factory=dict)
     outcomes: dict[str, dict[Outcome, int]] = field(default_factory=dict)
+    split: dict[str, Split] = field(default_factory=dict)
     running: list[Worker] = field(default_factory=list)
 
     def trials(self) -> Trials:
@@ -44,6 +45,9 @@ class Traffic:
 
     def counters(self) -> Sequence[Counter]:
         return []
+
+    def splits(self) -> dict[str, Split]:
+        return self.split
 
     def workers(self) -> Sequence[Worker]:
         return self.running
@@ -176,6 +180,33 @@ def test_after_the_last_step_the_watch_goes_on(world: World) -> None:
     world.run(30)
     world.run_until(0, 60, failing=0.3)
     assert 1 == world.seen().rollbacks
+
+
+def test_a_port_that_was_mended_begins_again_although_the_shadow_has_seen_worse(world: World) -> None:
+    world.path.write_text(FLAGS.replace("weight: 0", "weight: 0, shadow: 100"))
+    world.flags.look()
+    world.run(1)
+    world.traffic.outcomes["a"] = {Outcome.MATCHED: 100, Outcome.MISMATCHED: 100}
+    world.run(30)
+    assert 0 == world.weight()
+    for matched in range(200, 10_000, 50):
+        world.traffic.outcomes["a"] = {Outcome.MATCHED: matched, Outcome.MISMATCHED: 100}
+        world.run(0.25)
+    assert 5 == world.weight()
+
+
+def test_subjects_that_are_missing_on_one_side_hold_the_ramp(world: World) -> None:
+    world.run_until(5)
+    world.traffic.split["a"] = Split(500, ((1 << 9000) - 1) << 500)
+    world.run(30, rate=1000)
+    step = world.seen().step
+    assert (5, step is not None) == (world.weight(), True)
+    assert "an explanation why 0.00% of 9000 subjects are on the port instead of 5.00%" in (
+        step.missing if step else ()
+    )
+
+    world.traffic.split["a"] = Split(500, (1 << 9000) - 1)
+    world.run_until(50, rate=1000)
 
 
 # --- people
