@@ -15,6 +15,7 @@ from .journal import Journal, accept, new_id
 from .ledger import Ledger, is_error
 from .model import Backend, Flag
 from .rollout.breaker import Breaker
+from .rollout.drill import Drills
 from .rollout.leader import Job, Leader
 from .rollout.ramp import RampLoop
 from .rollout.states import Ramps
@@ -51,7 +52,7 @@ class Instruments:
         census = Census(hosts, self.ledger, self._verdicts.tallies) if hosts else None
         sums, tallies = census or self.ledger, (census or self._verdicts).tallies
         self._ramps = RampLoop(flags, sums, tallies, Ramps(state), ported=ported, lease=hosts)
-        jobs: list[Job] = [self._keep_shadow, self._ramps.tick]
+        jobs: list[Job] = [self._keep_shadow, self._ramps.tick, Drills(self._ramps, flags, sums.workers, state).tick]
         if hosts and census:
             jobs += [hosts.contend, census.share]
         self._leader = Leader(state, jobs)
@@ -63,9 +64,13 @@ class Instruments:
                 return accept(value) or new_id()
         return new_id()
 
-    def note(self, key: str, flag: Flag | None, backend: Backend, status: int, duration_s: float) -> None:
-        """One side has answered. `flag`: only if its weight is what chose the side."""
+    def note(  # once or twice per request: a container would cost as much as the note
+        self, key: str, flag: Flag | None, place_bp: int | None, backend: Backend, status: int, duration_s: float
+    ) -> None:
+        """One side has answered. `flag`: only if its weight is what chose the side; `place_bp`: of a split."""
         self.ledger.count(key, backend, status, duration_s, trial=flag is not None and bool(flag.rollout))
+        if flag is not None and place_bp is not None and flag.rollout:
+            self.ledger.count_place(key, flag.weight_bp, place_bp)
         if status != CLIENT_LEFT and self._breaker.watches(key):
             self._breaker.note(key, backend, is_error(status), trial=flag is not None)
 

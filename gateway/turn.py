@@ -150,7 +150,8 @@ class Turn:
             self.status = self.status or CLIENT_LEFT
             raise
         except asyncio.CancelledError:
-            if self._stand_in is None:
+            if self._stand_in is None:  # the drain is over
+                probe.status = probe.status or CLIENT_LEFT
                 raise
             if task:
                 task.uncancel()
@@ -223,7 +224,8 @@ class Turn:
         if instruments := self._parts.instruments:
             by_weight = self._decision.backend is backend and self._decision.reason in _BY_WEIGHT
             flag = self._flag if by_weight else None
-            instruments.note(self.key, flag, backend, probe.status, perf_counter() - probe.began)
+            place_bp = self._decision.bucket_bp
+            instruments.note(self.key, flag, place_bp, backend, probe.status, perf_counter() - probe.began)
 
     def _write_down(self, instruments: Instruments) -> None:
         """The client has what it gets."""
