@@ -133,7 +133,7 @@ class Shadow:
 
     async def _connected(self) -> asyncio.StreamWriter:
         """Raises OSError while there is nobody to talk to."""
-        if self._link and self._link[0].at_eof():
+        if self._link and (self._link[0].at_eof() or self._link[1].is_closing()):  # closed, or reset
             self._hang_up()
         if self._link is None:
             now = time.monotonic()

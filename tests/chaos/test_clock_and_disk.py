@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gateway.audit import Audit
-from gateway.journal import Entry, Journal
+from gateway.journal import FLUSH_S, Entry, Journal
 from gateway.why import explain_request
 from tests.support.load import load
 from tests.support.processes import wait_until
@@ -93,8 +94,11 @@ def test_a_full_disk_is_not_noticed_by_clients(tmp_path: Path) -> None:
             wait_until(lambda: "legacy" == visitor.get("/who").json()["by"], "the switch")
             throw_the_switch(server, "none")
             visitor.get("/who", headers={"x-request-id": "lost"})
-            begun = len(asked.requests)
-            wait_until(lambda: len(asked.requests) > begun + 200, "requests while nothing can be written")
+            begun, flushed_at = len(asked.requests), time.monotonic() + 5 * FLUSH_S
+            wait_until(
+                lambda: len(asked.requests) > begun + 200 and time.monotonic() > flushed_at,
+                "requests while nothing can be written",
+            )
 
         assert [] == asked.failures
         assert {"fastapi", "legacy"} == {request.answer["by"] for request in asked.requests}

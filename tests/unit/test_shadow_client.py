@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
 
 from gateway.model import Backend, Observation, Outcome
 from gateway.protocol import Config
@@ -116,6 +117,34 @@ async def test_it_finds_a_process_that_was_started_anew(tmp_path: Path) -> None:
                     return bool(received)
 
                 await until(ask, "the exchange to arrive")
+
+
+def test_it_gets_over_a_process_that_dies_with_its_hands_full(tmp_path: Path) -> None:
+    """On the loop of the gateway: uvloop, which has its own way to say that a connection was reset."""
+
+    async def dies_while_it_is_told() -> None:
+        broken: list[asyncio.StreamWriter] = []
+
+        async def take_nothing(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            broken.append(writer)
+
+        async with handing_over(tmp_path) as (shadow, _):
+            with address(tmp_path) as path:
+                server = await asyncio.start_unix_server(take_nothing, path)
+            while not broken:
+                shadow.submit(exchange(body=b"x" * 100_000))
+                await asyncio.sleep(0.01)
+            broken[0].transport.abort()
+            server.close()
+            (tmp_path / NAME).unlink()
+            async with receiving(tmp_path) as received:
+                async with asyncio.timeout(5):
+                    while not received:
+                        shadow.submit(exchange())
+                        await asyncio.sleep(0.01)
+
+    uvloop.run(dies_while_it_is_told())
 
 
 async def test_the_queue_is_bounded_and_never_blocks(tmp_path: Path) -> None:
