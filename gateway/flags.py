@@ -452,7 +452,9 @@ class FlagStore:
             self._record_person(trail, text, flags)
         number, before = (shared.number, shared.version) if shared else (0, "")
         events = _since(self.audit(), before)
-        fresh = 1 + max(number, hosts.copy.number)
+        copy = hosts.copy
+        restored = flags.version == copy.version and copy.number > number  # what Redis has lost: nothing new
+        fresh = copy.number if restored else 1 + max(number, copy.number)
         hosts.publish(Revision(fresh, flags.version, text, before, events, hosts.host), number)
         hosts.keep(Copy(fresh, flags.version))
         self._put_in_force(path, text)

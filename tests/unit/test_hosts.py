@@ -243,6 +243,22 @@ def test_an_edit_of_a_stale_file_is_refused_and_nothing_is_lost(
     assert [] == y.store.trouble
 
 
+def test_who_gives_redis_back_what_it_has_lost_overtakes_no_edit_of_another_host(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    with Host(tmp_path / "x", server.url), Host(tmp_path / "y", server.url) as y:
+        pass
+    with server.client() as client:
+        client.flushall()
+    y.file.write_text(OTHER)  # while Redis is away
+
+    x = Host(tmp_path / "x", server.url)  # the first one to be back
+    assert (25, GOOD) == (x.weight, (x.hosts.fetch() or SHARED).text)
+    y = Host(tmp_path / "y", server.url)
+    assert (75, []) == (y.weight, y.store.trouble)
+    assert OTHER == (y.hosts.fetch() or SHARED).text
+
+
 def test_a_new_host_takes_what_all_have_even_if_its_own_file_is_wrong(tmp_path: Path, server: RedisServer) -> None:
     Host(tmp_path / "x", server.url).store.set_weight("a", 30, by="ann@x")
     y = Host(tmp_path / "y", server.url, text="version: 1\nroutes: {gone: 5}\n")
