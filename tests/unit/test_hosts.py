@@ -323,7 +323,7 @@ def test_when_redis_has_forgotten_everything_the_hosts_know_it_still(tmp_path: P
         with server.client() as client:
             client.flushall()
         soon(x.hosts.fetch)
-        assert 3 == (x.hosts.fetch() or SHARED).number
+        assert 2 == (x.hosts.fetch() or SHARED).number
         y.store.set_weight("a", 40, by="bob@y")
         soon(lambda: x.weight == 40)
 
