@@ -18,6 +18,7 @@ from functools import lru_cache
 from hashlib import sha256
 from json import dumps, loads
 from typing import Any
+from zlib import crc32
 
 import orjson
 
@@ -63,6 +64,7 @@ Found = tuple[Place, object, object]
 Rows = Sequence[RowChange]
 
 ORDER = -1  # the step below a list that stands for the order of its members
+_NEW = 1 << 32  # from here on steps below a list without order: members that only the candidate has
 
 
 def compare(control: Observation, candidate: Observation, ignore: Collection[str] = ()) -> Verdict:
@@ -104,7 +106,8 @@ def is_covered(place: Place, ignore: Collection[str]) -> bool:
 def differences(control: Observation, candidate: Observation, unordered: Container[Place] = ()) -> Iterator[Found]:
     """Each place where the answers differ and the two values; ABSENT where there is none.
 
-    The members of the lists `unordered` are matched with each other wherever they are.
+    Of the lists `unordered` members are matched with each other wherever they are, and of the objects among them, if
+    all keys are made up, in turn.
     """
     if control.status != candidate.status:
         yield ("status",), control.status, candidate.status
@@ -214,12 +217,15 @@ def _json_differences(control: Any, candidate: Any, unordered: Container[Place])
         if type(ours) is not type(theirs):
             yield place, ours, theirs
         elif isinstance(ours, dict):
+            if place in unordered and all(map(is_id, (*ours, *theirs))) and not ours.keys() & theirs.keys():
+                ours, theirs = dict(enumerate(ours.values())), dict(enumerate(theirs.values()))
             left += _below(place, _unequal(ours, theirs))
         elif isinstance(ours, list):
             members = _unequal(dict(enumerate(ours)), dict(enumerate(theirs)))
-            if members and (partners := _partners(ours, theirs, forced=place in unordered)):
-                yield from _differ((*place, ORDER), *_orders(theirs, partners))
-                members = _rearranged(ours, theirs, partners)
+            pairing = _pairing(ours, theirs, forced=place in unordered) if members else None
+            if pairing:
+                orders, members = pairing
+                yield from _differ((*place, ORDER), *orders)
             left += _below(place, members)
         elif ours != theirs:
             yield place, ours, theirs
@@ -247,32 +253,38 @@ def _unequal(ours: Mapping[Any, object], theirs: Mapping[Any, object]) -> Member
 # --- lists in another order
 
 
-def _partners(ours: list[Any], theirs: list[Any], *, forced: bool) -> list[int | None] | None:
-    """Where the members of `ours` are in `theirs`; None unless `theirs` are the same ones in another order.
-
-    When `forced`, some may be new and some gone.
+def _pairing(
+    ours: list[Any], theirs: list[Any], *, forced: bool
+) -> tuple[tuple[list[object], list[object]], Members] | None:
+    """The orders of both lists, equal if that cannot be told, and pairs of members; None unless they are the same ones
+    in another order or, when `forced`, some are new and some gone.
     """
     if not forced and (len(ours) != len(theirs) or len(ours) < 2):
         return None
     names = _names_of_members(ours, theirs, forced=forced)
-    if names is None:
+    if names is None or (not forced and names[0] == names[1]):
         return None
-    where: dict[object, deque[int]] = defaultdict(deque)
-    for at, name in enumerate(names[1]):
-        where[name].append(at)
-    partners = [where[name].popleft() if where[name] else None for name in names[0]]
-    return None if partners == list(range(len(theirs))) else partners
+    left: dict[object, deque[object]] = defaultdict(deque)
+    for name, other in zip(names[1], theirs, strict=True):
+        left[name].append(other)
+    members: Members = [
+        (at, one, left[name].popleft() if left[name] else ABSENT)
+        for at, (name, one) in enumerate(zip(names[0], ours, strict=True))
+    ]
+    new = [(_NEW + crc32(repr(name).encode()), ABSENT, other) for name, others in left.items() for other in others]
+    are_all = not new and all(other is not ABSENT for _, _, other in members)
+    return (names if are_all else ([], [])), members + new
 
 
-def _names_of_members(ours: list[Any], theirs: list[Any], *, forced: bool) -> tuple[list[object], list[object]] | None:
+def _names_of_members(ours: list[Any], theirs: list[Any], *, forced: bool) -> tuple[list[Any], list[Any]] | None:
     """What the members can be told apart by: a unique field that both sides have, or all of their content."""
     if all(isinstance(member, dict) for member in (*ours, *theirs)):
         for name in sorted(ours[0] if ours else (), key=_likely_name):
             one, other = [m.get(name) for m in ours], [m.get(name) for m in theirs]
             if _are_names(one) and _are_names(other) and (set(one) == set(other) or (forced and {*one} & {*other})):
                 return one, other
-    one, other = [_content(member) for member in ours], [_content(member) for member in theirs]
-    return (one, other) if forced or sorted(one) == sorted(other) else None
+    texts = [_content(member) for member in ours], [_content(member) for member in theirs]
+    return texts if forced or sorted(texts[0]) == sorted(texts[1]) else None
 
 
 def _likely_name(field: str) -> tuple[bool, bool, str]:
@@ -283,28 +295,11 @@ def _are_names(values: list[Any]) -> bool:
     return all(type(value) in (int, str) for value in values) and len(set(values)) == len(values)
 
 
-def _content(member: object) -> bytes:
+def _content(member: object) -> str:
     try:
-        return orjson.dumps(member, option=orjson.OPT_SORT_KEYS)
+        return orjson.dumps(member, option=orjson.OPT_SORT_KEYS).decode()
     except orjson.JSONEncodeError:  # deeper than 254 levels
-        return b""
-
-
-def _orders(theirs: list[Any], partners: list[int | None]) -> tuple[object, object]:
-    """The members that both have, in the order of either side."""
-    both = [at for at in partners if at is not None]
-    return [theirs[at] for at in both], [theirs[at] for at in sorted(both)]
-
-
-def _rearranged(ours: list[Any], theirs: list[Any], partners: list[int | None]) -> Members:
-    """Pairs of partners; those without one are paired in turn, and last of all one side may have some more."""
-    taken = {at for at in partners if at is not None}
-    rest = deque(other for at, other in enumerate(theirs) if at not in taken)
-    pairs: Members = []
-    for at, (one, partner) in enumerate(zip(ours, partners, strict=True)):
-        other = theirs[partner] if partner is not None else rest.popleft() if rest else ABSENT
-        pairs.append((at, one, other))
-    return pairs + [(at, ABSENT, other) for at, other in enumerate(rest, len(ours))]
+        return ""
 
 
 # --- spelling
@@ -443,7 +438,7 @@ _JSON_STEP = re.compile(
     rf"""(?P<dots>\.\.?)(?P<key>[^.\[\]"'\s]+)|(?P<deep>\.\.)?\[(?P<item>\*|order|[0-9]+|(?P<quoted>{_QUOTED_KEY}))\]"""
 )
 _ID = re.compile(r"[0-9]+|(?=[a-f]*[0-9])[0-9a-f]{8,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-_SINGULAR = re.compile(rf"\[[0-9]+\]|\.(?:{_ID.pattern})(?=[.\[]|$)", re.IGNORECASE)
+_SINGULAR = re.compile(rf"\[(?:[0-9]+|new)\]|\.(?:{_ID.pattern})(?=[.\[]|$)", re.IGNORECASE)
 _ROWS = re.compile(r"rows\.(?P<table>[^.\[\]\s]+)(\[(?P<kind>insert|update|delete|\*)\])?(\.(?P<column>[^.\[\]\s]+))?")
 _EXPECTED = (
     "expected status, error, header.NAME, cookie.NAME, cookie.NAME.ATTRIBUTE, body, body.bytes, a path from $,"
@@ -463,7 +458,7 @@ def spell(place: Place) -> str:
 
 def _spell_step(step: str | int) -> str:
     if isinstance(step, int):
-        return "[order]" if step == ORDER else f"[{step}]"
+        return "[order]" if step == ORDER else "[new]" if step >= _NEW else f"[{step}]"
     return f".{step}" if _PLAIN_KEY.fullmatch(step) else f"[{dumps(step)}]"
 
 

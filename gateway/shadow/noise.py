@@ -27,7 +27,7 @@ from math import log
 from typing import Any
 from zlib import crc32
 
-from gateway.compare import MAX_DIFFERENCES, Place, is_covered, spell
+from gateway.compare import MAX_DIFFERENCES, ORDER, Place, is_covered, spell
 from gateway.model import Backend, Difference, Verdict
 
 from .places import Differing, Run, is_part, name
@@ -35,18 +35,20 @@ from .shapes import identity, moment, shape
 
 __all__ = ["NoiseBook", "Run", "Trial"]
 
-LIMIT = 1_000  # evidence above which a candidate is to blame
+LIMIT = 10_000  # evidence above which a candidate is to blame
 MAX_KEYS = 1_000
 MAX_PLACES = 300  # of one key
 MAX_LIKE = 3  # differences of one kind of place in one verdict
 
 _BETS = (0.75, 0.95)  # probabilities that the odd one is the candidate
-_RUNS = 3  # of each side until a place that was never noise is judged ...
-_RUNS_YOUNG = 5  # ... and while a route is new, because more is unknown
-_YOUNG = 20  # samples
-_KNOWN = 20  # times that a place was noise, after which the control is asked only now and then
+_RUNS = 4  # of each side until a place that was never noise is judged ...
+_RUNS_YOUNG = 7  # ... and while a route is new, because more is unknown
+_YOUNG = 30  # samples
+_MAX_CLASSES = 8  # of values at one place that are counted one by one
+_KNOWN = 40  # times that a place was noise, after which the control is asked only now and then
 _REFRESH = 10  # samples
-_WATCH = 100  # samples during which both sides are asked twice, after the candidate alone has flickered
+_WATCH = 50  # samples during which both sides are asked more often, after the candidate alone has flickered ...
+_RUNS_WATCHED = 3  # ... so many times
 _FAR_S = 60.0
 
 VALUE, SHAPE, LAG, FAR = "value", "shape", "lag", "far"
@@ -59,24 +61,29 @@ class _Coin:
     candidate: int = 0
     control: int = 0
     neither: int = 0  # all three differ
-    certain: int = 0  # of `candidate`: each time that both were asked again
+    certain: int = 0  # of `candidate`: whenever both were asked again
+    flickered: int = 0  # of `candidate`: but not when asked again
 
     @property
     def is_clean(self) -> bool:
-        """Whether the control has never differed from itself here."""
-        return not (self.control or self.neither)
+        """Whether neither side has ever differed from itself here."""
+        return not (self.control or self.neither or self.flickered)
 
     @property
     def convicts(self) -> bool:
+        return self.weighs(LIMIT)
+
+    def weighs(self, limit: int) -> bool:
+        """Whether the evidence against the candidate has reached the limit."""
         logs = (self.candidate * log(2 * bet) + self.control * log(2 - 2 * bet) for bet in _BETS)
-        return max(logs) >= log(LIMIT * len(_BETS))
+        return max(logs) >= log(limit * len(_BETS))
 
     def toss(self, outcomes: Collection[str]) -> None:
         for outcome in outcomes:
             setattr(self, outcome, getattr(self, outcome) + 1)
 
     def dump(self) -> list[int]:
-        return [self.candidate, self.control, self.neither, self.certain]
+        return [self.candidate, self.control, self.neither, self.certain, self.flickered]
 
 
 @dataclass(slots=True)
@@ -84,17 +91,38 @@ class _Learned:
     """About one place."""
 
     coins: dict[str, _Coin] = field(default_factory=dict)
+    classes: dict[str, _Coin] = field(default_factory=dict)  # by shape or value: who has it while the other has not
     last: tuple[int, int] | None = None  # hashes of the values of control and candidate when they last differed
 
     def __getitem__(self, level: str) -> _Coin:
         return self.coins.setdefault(level, _Coin())
+
+    def of_class(self, name: str) -> _Coin:
+        """The coin of one value or shape; where there is no more room, a new one."""
+        if name not in self.classes and len(self.classes) < _MAX_CLASSES:
+            self.classes[name] = _Coin()
+        return self.classes.get(name) or _Coin()
+
+    def dump(self) -> dict[str, Any]:
+        return {
+            "coins": {level: coin.dump() for level, coin in self.coins.items()},
+            "classes": {name: coin.dump() for name, coin in self.classes.items()},
+        }
+
+    @classmethod
+    def load(cls, dumped: Mapping[str, Any]) -> "_Learned":
+        coins, classes = (
+            {str(name): _Coin(*map(int, counts)) for name, counts in dumped[kind].items()}
+            for kind in ("coins", "classes")
+        )
+        return cls(coins, classes)
 
 
 @dataclass(slots=True)
 class _Route:
     samples: int = 0
     places: dict[str, _Learned] = field(default_factory=dict)
-    unordered: set[str] = field(default_factory=set)  # lists in random order
+    unordered: set[str] = field(default_factory=set)  # lists in random order, objects with random keys
     watched_until: int = 0  # number of samples
 
     def __getitem__(self, place: Place) -> _Learned:
@@ -105,7 +133,7 @@ class _Route:
         return learned
 
     def __contains__(self, place: object) -> bool:
-        """Whether this is a list in random order."""
+        """Whether this is a list in random order, or an object with random keys."""
         return bool(self.unordered) and isinstance(place, tuple) and name(place) in self.unordered
 
     @property
@@ -129,21 +157,15 @@ class NoiseBook:
         return Trial(route, control, candidate, ignore, again=again)
 
     def dump(self, key: str) -> dict[str, Any]:
-        """What was learned about `key`, for JSON: by place and coin [candidate, control, neither, certain]."""
+        """What was learned about `key`, for JSON; of a coin [candidate, control, neither, certain, flickered]."""
         route = self._routes.get(key) or _Route()
-        places = {
-            place: {level: coin.dump() for level, coin in learned.coins.items()}
-            for place, learned in route.places.items()
-        }
+        places = {place: learned.dump() for place, learned in route.places.items() if learned.coins}
         return {"samples": route.samples, "unordered": sorted(route.unordered), "places": places}
 
     def load(self, key: str, dumped: Mapping[str, Any]) -> None:
         """Take up what an earlier process learned; nothing if it cannot be understood."""
         try:
-            places = {
-                str(place): _Learned({level: _Coin(*map(int, coins[level])) for level in coins})
-                for place, coins in list(dumped["places"].items())[:MAX_PLACES]
-            }
+            places = {str(place): _Learned.load(of) for place, of in list(dumped["places"].items())[:MAX_PLACES]}
             route = _Route(int(dumped["samples"]), places, set(map(str, dumped["unordered"])))
         except (KeyError, TypeError, ValueError, AttributeError):
             return
@@ -165,37 +187,48 @@ class Trial:
     def __init__(self, route: _Route, control: Run, candidate: Run, ignore: Collection[str], *, again: bool) -> None:
         self._route, self._ignore, self._again = route, ignore, again
         self._controls, self._candidates = [control], [candidate]
-        self._lagging: set[Place] = set()  # places where the candidate's value has stayed
         self._most = _RUNS_YOUNG if route.samples < _YOUNG else _RUNS
-        self._look()
+        self._lagging: set[Place] = set()  # places where the candidate's value has stayed
+        self._compare_all()
 
     def wants(self) -> Backend | None:
-        """Who is to be asked once more, at most 2 * 5 - 2 times in all; None: nobody, the verdict is ready."""
+        """Who is to be asked once more, at most 2 * 7 - 2 times in all; None: nobody, the verdict is ready."""
         controls, candidates = len(self._controls), len(self._candidates)
         watched = self._again and self._route.is_watched
-        if not (self._places or watched):
+        if not (self._cases or watched):
             return None
-        twice = watched or not all(map(self._is_known_noise, self._places))
+        twice = watched or not all(map(self._is_known_noise, self._cases))
         if controls == 1 and self._again:
             return self._control if twice else None
-        if candidates == 1 and (watched or (twice and not self._again)):
+        if candidates == 1 and twice and not self._again:
             return self._candidate
-        if not self._again or not any(map(self._is_open, self._places)):
+        if watched and min(controls, candidates) < _RUNS_WATCHED:
+            return self._candidate if candidates < controls else self._control
+        if not self._again or not any(map(self._is_open, self._cases)):
             return None
         return self._candidate if candidates <= controls and candidates < self._most else self._control
 
     def see(self, run: Run) -> None:
         """One more answer, of the side that was wanted."""
-        (self._controls if run.answer.backend is self._control else self._candidates).append(run)
-        self._look()
+        other = self._differing(run)
+        if run.answer.backend is self._candidate:
+            self._candidates.append(run)
+            self._theirs.append(other)
+            return
+        self._controls.append(run)
+        self._others.append(other)
+        unordered = other.unordered()
+        if not unordered <= self._route.unordered and len(self._route.unordered) < MAX_PLACES:
+            self._route.unordered |= unordered
+            self._compare_all()
 
     def verdict(self) -> Verdict:
         """The differences that count and, ignored, those that are noise. To be called once, for it learns."""
         unexplained = self.wants() is not None
         self._learn()
-        guilty = [place for place in self._places if self._is_guilty(place, unexplained=unexplained)]
-        self._route.samples += 1
+        guilty = [case.place for case in self._cases if self._is_guilty(case, unexplained=unexplained)]
         excused = self._first.pairs.keys() - set(guilty)
+        self._route.samples += 1
         told = self._tell(guilty, whole=True), self._tell([p for p in self._first.pairs if p in excused], whole=False)
         return Verdict(*(tuple(islice(differences, MAX_DIFFERENCES)) for differences in told))
 
@@ -209,143 +242,132 @@ class Trial:
     def _candidate(self) -> Backend:
         return self._candidates[0].answer.backend
 
-    def _look(self) -> None:
-        """Compare all runs with the first one of the control."""
-        first, *others = self._controls
-        self._others = [Differing(first, run, self._route) for run in others]
-        reordered = {name(place) for other in self._others for place in other.reordered()}
-        if not reordered <= self._route.unordered and len(self._route.unordered) < MAX_PLACES:
-            self._route.unordered |= reordered
-            self._others = [Differing(first, run, self._route) for run in others]
-        self._theirs = [Differing(first, run, self._route) for run in self._candidates]
-        self._first = self._theirs[0]
-        self._places = [place for place in self._first.pairs if not is_covered(place, self._ignore)]
-
-    def _level(self, place: Place) -> str:
-        ours, theirs = self._first.pairs[place]
-        return VALUE if shape(place, ours) == shape(place, theirs) else SHAPE
-
-    def _seen(self, place: Place, level: str) -> tuple[object, list[object], list[object]]:
-        """What the place is in the first run, in the other ones of the control, and in those of the candidate."""
-        ours = self._first.pairs[place][0]
-        return (
-            _look_at(place, level, ours),
-            [_seen_in(other, place, level, ours) for other in self._others],
-            [_seen_in(other, place, level, ours) for other in self._theirs],
-        )
-
-    def _odd_one(self, place: Place) -> str:
-        """Who was the odd one of the first three; empty: the control was not asked again."""
-        if not self._others:
-            return ""
-        ours, (again, *_), (theirs, *_) = self._seen(place, self._level(place))
-        return "candidate" if again == ours else "control" if again == theirs else "neither"
-
-    def _is_separated(self, place: Place) -> bool:
-        """Whether all runs of the control agree and none of the candidate agrees with them."""
-        ours, again, theirs = self._seen(place, self._level(place))
-        return all(one == ours for one in again) and ours not in theirs
-
-    def _varies(self, place: Place) -> bool:
-        """Whether the candidate does not agree with itself, for want of a second run of the control."""
-        _, _, theirs = self._seen(place, self._level(place))
-        return len(theirs) > 1 and theirs[0] != theirs[1]
-
-    def _is_open(self, place: Place) -> bool:
-        """Whether the place cannot be judged without asking again."""
-        coin = self._route[place][self._level(place)]
-        return coin.is_clean and not (self._is_complete or coin.certain or coin.convicts) and self._is_separated(place)
-
     @property
     def _is_complete(self) -> bool:
         return min(len(self._controls), len(self._candidates)) >= self._most
 
-    def _is_known_noise(self, place: Place) -> bool:
-        coin = self._route[place][VALUE]
-        known = coin.neither >= _KNOWN and self._route.samples % _REFRESH > 0
-        return known and self._level(place) is VALUE and not _is_far(*self._first.pairs[place], None)
+    def _differing(self, run: Run) -> Differing:
+        return Differing(self._controls[0], run, self._route)
+
+    def _compare_all(self) -> None:
+        """Compare all runs with the first one of the control."""
+        self._others = [self._differing(run) for run in self._controls[1:]]
+        self._theirs = [self._differing(run) for run in self._candidates]
+        self._first = self._theirs[0]
+        self._cases = [
+            _Case(place, self._route[place], *pair)
+            for place, pair in self._first.pairs.items()
+            if not is_covered(place, self._ignore)
+        ]
+
+    def _odd_one(self, case: "_Case") -> str:
+        """Who was the odd one of the first three; empty: the control was not asked again."""
+        if not self._others:
+            return ""
+        again, theirs = case.seen_in(self._others[0]), case.seen_in(self._first)
+        return "candidate" if again == case.first else "control" if again == theirs else "neither"
+
+    def _is_separated(self, case: "_Case") -> bool:
+        """Whether all runs of the control agree and none of the candidate agrees with them."""
+        return all(case.seen_in(run) == case.first for run in self._others) and all(
+            case.seen_in(run) != case.first for run in self._theirs
+        )
+
+    def _varies(self, case: "_Case") -> bool:
+        """Whether the candidate does not agree with itself, for want of a second run of the control."""
+        return len(self._theirs) > 1 and case.seen_in(self._theirs[0]) != case.seen_in(self._theirs[1])
+
+    def _is_open(self, case: "_Case") -> bool:
+        """Whether the place cannot be judged without asking again."""
+        coin = case.coin
+        return coin.is_clean and not (self._is_complete or coin.certain or coin.convicts) and self._is_separated(case)
+
+    def _is_known_noise(self, case: "_Case") -> bool:
+        known = case.learned[VALUE].neither >= _KNOWN and self._route.samples % _REFRESH > 0
+        return known and case.level is VALUE and not _is_far(case.ours, case.theirs, None)
 
     # --- what is learned from them ---
 
     def _learn(self) -> None:
-        tosses: dict[tuple[int, str], tuple[_Coin, set[str]]] = {}
-        for place, level, outcome in [*self._tosses(), *self._second_tosses()]:
-            coin = self._route[place][level]
-            tosses.setdefault((id(coin), level), (coin, set()))[1].add(outcome)
+        """What happens at several places of one name happens once; later runs count one by one."""
+        tosses: dict[int, tuple[_Coin, set[str]]] = {}
+        later = list(self._second_tosses())
+        for coin, outcome in self._tosses():
+            tosses.setdefault(id(coin), (coin, set()))[1].add(outcome)
         for coin, outcomes in tosses.values():
             coin.toss(outcomes)
+        for coin, outcome in later:
+            coin.toss([outcome])
 
-    def _tosses(self) -> Iterator[tuple[Place, str, str]]:
-        """Place, coin and who was the odd one."""
-        for place in self._places:
-            level, odd = self._level(place), self._odd_one(place)
+    def _tosses(self) -> Iterator[tuple[_Coin, str]]:
+        """Coins, and who was the odd one."""
+        for case in self._cases:
+            odd = self._odd_one(case)
             if odd:
-                yield place, level, odd
-            elif self._varies(place):
-                yield place, level, "neither"
+                yield case.coin, odd
+            elif self._varies(case):
+                yield case.coin, "neither"
+            if case.has_classes:
+                yield case.learned.of_class(case.class_of(case.theirs)), "candidate"
+                yield case.learned.of_class(case.class_of(case.ours)), "control"
             if odd == "candidate":
-                yield from self._certain_tosses(place, level)
-            elif level is VALUE:
-                yield from self._noise_tosses(place)
+                yield from self._certain_tosses(case)
+            elif odd == "neither" and case.level is VALUE:
+                yield from self._noise_tosses(case)
 
-    def _certain_tosses(self, place: Place, level: str) -> Iterator[tuple[Place, str, str]]:
-        coin = self._route[place][level]
-        if not self._is_separated(place):
-            if not coin.convicts and coin.candidate >= 2 * coin.control:
-                self._route.watched_until = self._route.samples + _WATCH
-        elif coin.is_clean and self._is_complete:
-            yield place, level, "certain"
+    def _certain_tosses(self, case: "_Case") -> Iterator[tuple[_Coin, str]]:
+        coin = case.coin
+        if self._is_separated(case):
+            if coin.is_clean and self._is_complete:
+                yield coin, "certain"
+        elif not (coin.control or coin.neither or coin.convicts):
+            yield coin, "flickered"
+            self._route.watched_until = self._route.samples + _WATCH
 
-    def _second_tosses(self) -> Iterator[tuple[Place, str, str]]:
-        """At places where the first runs agree, if both sides were asked again for no other reason than to watch."""
-        if not (self._route.is_watched and self._others and len(self._theirs) > 1):
+    def _second_tosses(self) -> Iterator[tuple[_Coin, str]]:
+        """Pairs of later runs, where the first ones agree: both were asked again for no other reason than to watch."""
+        if not (self._route.is_watched and self._again):
             return
-        one, other = self._others[0], self._theirs[1]
-        for place in {**one.pairs, **other.pairs}:
-            if place in self._first or is_part(place):
-                continue
-            first = (one.pairs.get(place) or other.pairs[place])[0]
-            ours, again, theirs = (
-                _look_at(place, VALUE, first),
-                *(_seen_in(s, place, VALUE, first) for s in (one, other)),
-            )
-            if again != theirs and ours in (again, theirs):
-                yield place, VALUE, "candidate" if again == ours else "control"
+        for one, other in zip(self._others, self._theirs[1:], strict=False):
+            for place, pair in {**one.pairs, **other.pairs}.items():
+                if place not in self._first and not is_part(place):
+                    case = _Case(place, self._route[place], *pair)
+                    again, theirs = case.seen_in(one), case.seen_in(other)
+                    if again != theirs and case.first in (again, theirs):
+                        yield case.coin, "candidate" if again == case.first else "control"
 
-    def _noise_tosses(self, place: Place) -> Iterator[tuple[Place, str, str]]:
+    def _noise_tosses(self, case: "_Case") -> Iterator[tuple[_Coin, str]]:
         """Does the candidate's value stay when that of the control changes? Is it far away?"""
-        learned, pair = self._route[place], self._first.pairs[place]
-        if "*" not in name(place) and not is_part(place):
-            last, now = learned.last, (_hash(pair[0]), _hash(pair[1]))
-            learned.last = now
+        learned, again = case.learned, self._others[0].pairs.get(case.place, (None, None))[1]
+        if "*" not in case.name and not is_part(case.place):
+            last, now = learned.last, (_hash(again), _hash(case.theirs))  # asked one after the other
+            learned.last = None if last else now  # two by two: what is used twice would count twice
             if last and (last[0] == now[0]) != (last[1] == now[1]):
-                yield place, LAG, "control" if last[0] == now[0] else "candidate"
-                self._lagging |= {place} if last[1] == now[1] else set()
-        if self._others and place in self._others[0].pairs:
-            ours, theirs, again = *pair, self._others[0].pairs[place][1]
-            far = (_is_far(ours, theirs, again), _is_far(theirs, ours, again))
-            if far[0] != far[1]:
-                yield place, FAR, "control" if far[0] else "candidate"
+                yield learned[LAG], "control" if last[0] == now[0] else "candidate"
+            self._lagging |= {case.place} if last and last[1] == now[1] else set()
+        far = (_is_far(case.ours, case.theirs, again), _is_far(case.theirs, case.ours, again))
+        if again is not None and far[0] != far[1]:
+            yield learned[FAR], "control" if far[0] else "candidate"
 
     # --- and what follows ---
 
-    def _is_guilty(self, place: Place, *, unexplained: bool) -> bool:
-        level, odd = self._level(place), self._odd_one(place)
-        learned = self._route[place]
-        coin = learned[level]
-        if odd == "candidate":
-            return coin.convicts or (coin.is_clean and (coin.certain > 0 or (unexplained and self._is_open(place))))
-        if not odd and not self._varies(place) and (level is SHAPE or coin.is_clean):
+    def _is_guilty(self, case: "_Case", *, unexplained: bool) -> bool:
+        coin, odd = case.coin, self._odd_one(case)
+        certain = coin.is_clean and (coin.certain > 0 or (unexplained and self._is_open(case)))
+        if odd == "candidate" and (coin.convicts or certain):
             return True
-        return level is VALUE and self._is_strange(place, learned)
+        if not odd and not self._varies(case) and (case.level is SHAPE or coin.is_clean):
+            return case.level is SHAPE or not _is_opaque(case.place)
+        if odd != "control" and case.is_too_frequent:
+            return True
+        return odd in ("", "neither") and case.level is VALUE and self._is_strange(case)
 
-    def _is_strange(self, place: Place, learned: _Learned) -> bool:
+    def _is_strange(self, case: "_Case") -> bool:
         """Whether a value that is noise lags or is far away, as it so often does."""
-        ours, theirs = self._first.pairs[place]
-        again = self._others[0].pairs.get(place, (None, None))[1] if self._others else None
-        return (place in self._lagging and learned[LAG].convicts) or (
-            learned[FAR].convicts and _is_far(theirs, ours, again)
-        )
+        if case.place in self._lagging and case.learned[LAG].convicts:
+            return True
+        again = self._others[0].pairs.get(case.place, (None, None))[1] if self._others else None
+        return case.learned[FAR].convicts and _is_far(case.theirs, case.ours, again)
 
     def _tell(self, places: Collection[Place], *, whole: bool) -> Iterator[Difference]:
         """A few of each kind; `whole`: what differs in a text is shown where it stands."""
@@ -369,17 +391,57 @@ class Trial:
         return Difference("body", text.encode(), (mixed + text[at:]).encode())
 
 
-def _look_at(place: Place, level: str, value: object) -> object:
-    return shape(place, value) if level is SHAPE else identity(value)
+class _Case:
+    """One place where the first runs differ."""
+
+    __slots__ = ("first", "learned", "level", "name", "ours", "place", "theirs")
+
+    def __init__(self, place: Place, learned: _Learned, ours: object, theirs: object) -> None:
+        self.place, self.learned, self.ours, self.theirs = place, learned, ours, theirs
+        self.name = name(place)
+        self.level = VALUE if shape(place, ours) == shape(place, theirs) else SHAPE
+        self.first = self._look_at(ours)
+
+    @property
+    def coin(self) -> _Coin:
+        return self.learned[self.level]
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the place takes some values again and again."""
+        coin = self.coin
+        return self.level is SHAPE or coin.candidate + coin.control >= coin.neither
+
+    def class_of(self, value: object) -> str:
+        return shape(self.place, value) if self.level is SHAPE else str(_hash(value))
+
+    @property
+    def is_too_frequent(self) -> bool:
+        """Whether the candidate has this value, or one like it, more often than the control.
+
+        Not where the control itself is the odd one as a rule: it answers first, and may have filled a cache.
+        """
+        coin = self.learned.classes.get(self.class_of(self.theirs))
+        rule = self.coin.control <= 5 * self.coin.candidate
+        return self.has_classes and rule and coin is not None and coin.weighs(LIMIT * _MAX_CLASSES)
+
+    def seen_in(self, run: Differing) -> object:
+        """What the place is in that run; equal to nothing if that cannot be told."""
+        if self.place in run.pairs:
+            return self._look_at(run.pairs[self.place][1])
+        if self.place[-1] == ORDER and run.is_partial(self.place[:-1]):
+            return object()
+        if self.place not in run or (self.level is SHAPE and run.is_below(self.place)):
+            return self.first
+        return object()
+
+    def _look_at(self, value: object) -> object:
+        return shape(self.place, value) if self.level is SHAPE else identity(value)
 
 
-def _seen_in(run: Differing, place: Place, level: str, ours: object) -> object:
-    """What the place is in that run, if it is `ours` in the first one; equal to nothing if that cannot be told."""
-    if place in run.pairs:
-        return _look_at(place, level, run.pairs[place][1])
-    if place not in run or (level is SHAPE and run.is_below(place)):
-        return _look_at(place, level, ours)
-    return object()
+def _is_opaque(place: Place) -> bool:
+    """The value of a cookie: signed or random as a rule, with the time in it, and changing once in a second."""
+    return len(place) == 3 and place[0] == "cookie" and place[2] == "value"
 
 
 def _is_far(value: object, one: object, other: object | None) -> bool:

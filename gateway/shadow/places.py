@@ -4,10 +4,11 @@ import re
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import lru_cache
 from itertools import accumulate, islice
 from zlib import crc32
 
-from gateway.compare import ORDER, Found, Place, differences, general, row_differences, spell
+from gateway.compare import ABSENT, ORDER, Found, Place, differences, general, is_id, row_differences, spell
 from gateway.model import Observation, RowChange
 
 from .redact import redact_text
@@ -19,7 +20,7 @@ _BEFORE = 24  # characters before a part of a text, by which it is known again
 
 _NUMBER = re.compile(r"[0-9]+")
 _PART = re.compile(r"[^\n>]*[\n>]|[^\n>]+")  # lines and tags
-_WORD = re.compile(r"\w+|\W")
+_WORD = re.compile(r"[\w.~+/-]+|\W")  # a token, a date, a path
 _TEXT = ("text/", "json", "xml", "javascript", "x-www-form-urlencoded")
 
 
@@ -38,31 +39,42 @@ class Differing:
         found = islice(_find(control, other, unordered), MAX_PLACES)
         self.pairs: Mapping[Place, tuple[object, object]] = {place: (ours, theirs) for place, ours, theirs in found}
         self._above = {place[:end] for place in self.pairs for end in range(1, len(place))}
+        self._partial = {place[:-1] for place, values in self.pairs.items() if ABSENT in values}
+        self._is_structured = any(place[0] == "$" for place in self.pairs)
         self._parts = [place[2:4] for place in self.pairs if is_part(place)]
 
     def __contains__(self, place: Place) -> bool:
         """Whether anything differs at the place, above it, below it or, in a text, across it."""
         if is_part(place):
-            return any(int(start) <= int(place[3]) and int(place[2]) <= int(end) for start, end in self._parts)
+            return self._is_structured or any(
+                int(start) <= int(place[3]) and int(place[2]) <= int(end) for start, end in self._parts
+            )
         return (
             place in self.pairs
             or place in self._above
             or any(place[:end] in self.pairs for end in range(1, len(place)))
         )
 
+    def is_partial(self, members: Place) -> bool:
+        """Whether a list has members that the other one lacks."""
+        return members in self._partial
+
     def is_below(self, place: Place) -> bool:
         """Whether something differs only below the place, which itself is of the same type."""
         return place in self._above and place not in self.pairs
 
-    def reordered(self) -> Iterator[Place]:
-        """The lists with the same members in another order."""
-        return (place[:-1] for place in self.pairs if place[-1] == ORDER)
+    def unordered(self) -> set[str]:
+        """Lists with the same members in another order, and objects whose keys are made up each time, by name."""
+        keyed = (place[:-1] for place, (_, other) in self.pairs.items() if other is ABSENT and is_id(str(place[-1])))
+        made_up = {place for place in keyed if any(p[:-1] == place and o is ABSENT for p, (o, _) in self.pairs.items())}
+        return {name(place) for place in made_up} | {name(place[:-1]) for place in self.pairs if place[-1] == ORDER}
 
 
 def is_part(place: Place) -> bool:
     return place[:2] == ("body", "text")
 
 
+@lru_cache(4096)
 def name(place: Place) -> str:
     """What places are learned by: without numbers of list members, ids of things, positions in a text, and secrets."""
     if is_part(place):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gateway.compare import ABSENT, MAX_DIFFERENCES, ORDER, check_pattern, compare, compare_rows, differences
+from gateway.compare import ABSENT, MAX_DIFFERENCES, check_pattern, compare, compare_rows, differences, spell
 from gateway.model import Backend, Difference, Observation, RowChange, Verdict
 
 JSON = "application/json"
@@ -194,9 +194,17 @@ def test_the_order_of_a_list_can_be_ignored_without_its_members() -> None:
 def test_members_of_a_list_without_order_are_matched_even_if_some_are_new_or_gone() -> None:
     one = answer([{"id": n, "t": n} for n in (1, 2, 3, 4)])
     other = answer([{"id": n, "t": n} for n in (3, 1, 2)])
-    found = differences(one, other, [("$",)])
-    assert [("$", ORDER), ("$", 3)] == [place for place, _, _ in found]
-    assert [("$", 0)] == [place for place, _, _ in differences(answer([1, 2]), answer([2, 9]), [("$",)])]
+    assert [("$", 3)] == [place for place, _, _ in differences(one, other, [("$",)])]
+    gone, new = differences(answer([1, 2]), answer([9, 2]), [("$",)])
+    assert (("$", 0), 1, ABSENT) == gone
+    assert ("$[new]", ABSENT, 9) == (spell(new[0]), *new[1:])
+    assert [new] == [found for found in differences(answer([3, 2]), answer([2, 9, 3]), [("$",)]) if found[1] is ABSENT]
+
+
+def test_objects_without_lasting_keys_are_compared_in_turn() -> None:
+    one, other = answer({"12": {"a": 1}, "13": 2}), answer({"14": {"a": 2}, "15": 2})
+    assert [("$", 0, "a")] == [place for place, _, _ in differences(one, other, [("$",)])]
+    assert 4 == len(list(differences(one, other)))
 
 
 @pytest.mark.parametrize(
