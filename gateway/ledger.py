@@ -238,7 +238,10 @@ class Ledger:
     def _add_up(self) -> None:
         while self._answers:
             key, backend, status, duration_s, trial = self._answers.popleft()
-            values = self._sums.setdefault((key, backend.value, status), [0] * len(_SUMS))
+            name = key, backend._value_, status
+            values = self._sums.get(name)
+            if values is None:
+                values = self._sums[name] = [0] * len(_SUMS)
             values[0] += 1
             values[1] += duration_s
             values[2 + bisect_left(BOUNDS_S, duration_s)] += 1
