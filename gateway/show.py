@@ -119,7 +119,7 @@ def verdicts(views: "Sequence[View]") -> None:
         for group in view["groups"]:
             _group(group)
         if view["noise"]:
-            say(f"  noise, left out: {', '.join(map(str, view['noise']))}")
+            say(f"  noise, left out: {', '.join(view['noise'])}")
 
 
 def workers(views: "Sequence[View]", health: Facts) -> None:

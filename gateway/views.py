@@ -31,6 +31,7 @@ from .model import FULL_BP, Flag, FlagSet, Outcome, Rollout, Route
 from .rollout.states import Ramp, Ramps, status
 from .settings import Settings
 from .shadow.keeper import status as shadow_status
+from .shadow.noise import noisy
 from .shadow.verdicts import Verdicts
 
 log = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ class Views:
                     for (control, candidate), count in sorted(pairs.get(name, {}).items())
                 ],
                 "groups": groups.get(name, []),
-                "noise": noise.get(name, {}),
+                "noise": noisy(noise.get(name, {})),
             }
             for name in sorted(tallies.keys() | groups.keys() | noise.keys())
             if key in ("", name)

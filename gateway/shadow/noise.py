@@ -103,19 +103,13 @@ class _Learned:
             self.classes[name] = _Coin()
         return self.classes.get(name) or _Coin()
 
-    def dump(self) -> dict[str, Any]:
-        return {
-            "coins": {level: coin.dump() for level, coin in self.coins.items()},
-            "classes": {name: coin.dump() for name, coin in self.classes.items()},
-        }
+    def dump(self) -> dict[str, list[int]]:
+        """Without the classes: they are hashes of values, and a short secret could be guessed from one."""
+        return {level: coin.dump() for level, coin in self.coins.items()}
 
     @classmethod
     def load(cls, dumped: Mapping[str, Any]) -> "_Learned":
-        coins, classes = (
-            {str(name): _Coin(*map(int, counts)) for name, counts in dumped[kind].items()}
-            for kind in ("coins", "classes")
-        )
-        return cls(coins, classes)
+        return cls({str(level): _Coin(*map(int, counts)) for level, counts in dumped.items()})
 
 
 @dataclass(slots=True)
@@ -164,13 +158,24 @@ class NoiseBook:
 
     def load(self, key: str, dumped: Mapping[str, Any]) -> None:
         """Take up what an earlier process learned; nothing if it cannot be understood."""
-        try:
-            places = {str(place): _Learned.load(of) for place, of in list(dumped["places"].items())[:MAX_PLACES]}
-            route = _Route(int(dumped["samples"]), places, set(map(str, dumped["unordered"])))
-        except (KeyError, TypeError, ValueError, AttributeError):
-            return
-        if len(self._routes) < MAX_KEYS:
+        route = _restored(dumped)
+        if route and len(self._routes) < MAX_KEYS:
             self._routes[key] = route
+
+
+def noisy(dumped: Mapping[str, Any]) -> list[str]:
+    """For people: the places where the control differs from itself, of what `NoiseBook.dump` has said."""
+    route = _restored(dumped) or _Route()
+    places = [name for name, of in route.places.items() if not all(coin.is_clean for coin in of.coins.values())]
+    return sorted(places) + [f"the order of {place}" for place in sorted(route.unordered)]
+
+
+def _restored(dumped: Mapping[str, Any]) -> _Route | None:
+    try:
+        places = {str(place): _Learned.load(of) for place, of in list(dumped["places"].items())[:MAX_PLACES]}
+        return _Route(int(dumped["samples"]), places, set(map(str, dumped["unordered"])))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 class Trial:

@@ -295,6 +295,8 @@ def shadowed(state: Path, matched: int, mismatched: int) -> None:
     for differences in [()] * matched + [(Difference("$.price", "1.10", 1.1),)] * mismatched:
         answer = Observation(Backend.FASTAPI, 200)
         verdicts.add(exchange, exchange.key, exchange.candidate, Verdict(differences), exchange.control, answer)
+    clean, noise = {"value": [3, 0, 0, 0, 0]}, {"value": [0, 2, 5, 0, 0]}
+    verdicts.learn("items.item", {"samples": 10, "unordered": [], "places": {"$.price": clean, "$.seen_at": noise}})
     verdicts.close()
 
 
@@ -306,6 +308,7 @@ def test_ten_thousand_mismatches_read_as_their_causes(gateway: Gateway, here: Pa
     assert "since 2026-01-01 00:00:00" in shown
     assert "request req-1: 200 and 200" in shown
     assert "secret" not in shown
+    assert "noise, left out: $.seen_at\n" in shown
     (view,) = gateway("verdicts", "items.item", "--json").data
     assert ({"matched": 7, "mismatched": 3}, [3]) == (view["outcomes"], [group["count"] for group in view["groups"]])
 
