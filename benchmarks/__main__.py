@@ -2,7 +2,7 @@
 
 import argparse
 
-from . import bridges, flags, instruments, overhead, rollouts, routes, writes
+from . import bridges, flags, instruments, mutants, overhead, rollouts, routes, writes
 from .harness import Plan
 
 BENCHMARKS = {
@@ -12,6 +12,7 @@ BENCHMARKS = {
     "flags": flags,
     "instruments": instruments,
     "rollouts": rollouts,
+    "mutants": mutants,
     "writes": writes,
 }
 

@@ -21,7 +21,7 @@ _BEFORE = 24  # characters before a part of a text, by which it is known again
 _NUMBER = re.compile(r"[0-9]+")
 _PART = re.compile(r"[^\n>]*[\n>]|[^\n>]+")  # lines and tags
 _WORD = re.compile(r"[\w.~+/-]+|\W")  # a token, a date, a path
-_TEXT = ("text/", "json", "xml", "javascript", "x-www-form-urlencoded")
+_TEXT = ("text/", "xml", "javascript", "x-www-form-urlencoded")  # what claims to be JSON and is not is broken
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +40,12 @@ class Differing:
         self.pairs: Mapping[Place, tuple[object, object]] = {place: (ours, theirs) for place, ours, theirs in found}
         self._above = {place[:end] for place in self.pairs for end in range(1, len(place))}
         self._partial = {place[:-1] for place, values in self.pairs.items() if ABSENT in values}
-        self._is_structured = any(place[0] == "$" for place in self.pairs)
         self._parts = [place[2:4] for place in self.pairs if is_part(place)]
 
     def __contains__(self, place: Place) -> bool:
         """Whether anything differs at the place, above it, below it or, in a text, across it."""
         if is_part(place):
-            return self._is_structured or any(
-                int(start) <= int(place[3]) and int(place[2]) <= int(end) for start, end in self._parts
-            )
+            return any(int(start) <= int(place[3]) and int(place[2]) <= int(end) for start, end in self._parts)
         return (
             place in self.pairs
             or place in self._above

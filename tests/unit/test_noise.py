@@ -111,6 +111,16 @@ def test_asking_less_than_wanted_leaves_the_difference_unexplained() -> None:
         assert ["$.a"] == [difference.where for difference in trial.verdict().differences]
 
 
+def test_json_that_cannot_be_read_is_told_among_noise() -> None:
+    chance = random.Random(0)
+
+    def cut(n: int) -> Observation:
+        return Observation(Backend.FASTAPI, 200, JSON, b'{"at": %d, "a"' % chance.randrange(1000))
+
+    shadow = Shadow(lambda n: {"at": chance.randrange(1000), "a": 1}, cut).run(5)
+    assert [{"body"}] * 5 == shadow.told
+
+
 def test_of_many_places_of_a_kind_some_are_told() -> None:
     shadow = Shadow(lambda n: {"l": [1] * 50, "x": 1}, lambda n: {"l": ["1"] * 50, "x": 2}).run(1)
     assert {*(f"$.l[{n}]" for n in range(MAX_LIKE)), "$.x"} == shadow.places
