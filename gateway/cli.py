@@ -246,7 +246,7 @@ def ramp(  # options of a command
     if as_json:
         show.as_json(asdict(event))
     else:
-        show.say(f"{event.key}: {event.action} {event.after}".rstrip() + f", event {event.id}")
+        show.say(f"{event.key}: {event.action} {event.after}".rstrip() + show.number(event.id))
 
 
 @app.command()
@@ -598,7 +598,7 @@ def _report(desk: _Desk, event: "Event", timeout_s: float | None, *, as_json: bo
         unit = "" if isinstance(event.after, str) else " %"
         what = f"{event.key} shadow" if event.action == "shadow" else event.key
         change = f"from {event.before} to {event.after}{unit}" if event.id else f"is {event.after}{unit} already"
-        show.say(f"{what}: {change}, version {event.version}" + (f", event {event.id}" if event.id else ""))
+        show.say(f"{what}: {change}, version {event.version}{show.number(event.id)}")
         if timeout_s is not None:
             took_ms, total = (time.monotonic() - started) * 1000, len(followers) + len(laggards)
             nobody = f"no live worker in {desk.settings.state_dir} to wait for"

@@ -62,6 +62,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 # --- what there is to see -----------------------------------------------------------------------------------------
 
 
+def number(event_id: int) -> str:
+    """The end of a sentence about a change: which event of the audit trail it is, if it is one."""
+    if event_id < 0:
+        return ", which could not be recorded: the audit trail cannot be written"
+    return f", event {event_id}" if event_id else ""
+
+
 def routes(views: "Sequence[View]") -> None:
     columns = ("key", "rule", "methods", "side", "weight", "ported")
     table(columns, ((v["key"], _words(v["rules"]), _words(v["methods"]), *_standing(v)) for v in views))
