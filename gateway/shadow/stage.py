@@ -1,6 +1,7 @@
 """Where a contained request plays: a transaction as it was before the control's changes, of which nothing remains."""
 
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -22,22 +23,22 @@ class Unlike(Exception):
     """The database is not as the control left it, or not as is needed. One sentence for a person."""
 
 
-class Stage:
+class Stage(ABC):
     """What both databases have in common."""
 
     checks_off, checks_on = "", ""  # of foreign keys, within a transaction
 
+    @abstractmethod
     def begin(self, connection: "Connection") -> None:
         """Begin a transaction on a fresh connection. Raises Unlike when that would not be safe."""
-        raise NotImplementedError
 
     def roll_back(self, connection: "Connection") -> None:
         """End the transaction."""
         connection.rollback()
 
+    @abstractmethod
     def end(self, connection: "Connection") -> None:
         """After the rollback: the connection as it was."""
-        raise NotImplementedError
 
     def undo(self, connection: "Connection", catalog: Catalog, changes: Sequence[RowChange]) -> None:
         """Take the control's changes back. Raises Unlike when somebody has changed one of the rows since."""

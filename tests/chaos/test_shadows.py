@@ -13,6 +13,7 @@ from tests.support.candidates import MIB
 from tests.support.processes import wait_until
 from tests.support.serving import Server, serving
 
+PAIR = {"legacy": "tests.support.candidates:make_legacy", "fastapi": "tests.support.candidates:make_port"}
 EVIL = ["raises", "exits", "task_exits", "dies", "forever", "deaf", "sleeps", "endless", "huge", "memory", "leaks"]
 
 
@@ -21,8 +22,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(
         tmp_path_factory.mktemp("shadows"),
         *(f"{key}: {{weight: 0, shadow: 100}}" for key in [*EVIL, "same", "stream", "large"]),
-        legacy="tests.support.candidates:make_legacy",
-        fastapi="tests.support.candidates:make_port",
+        **PAIR,
         workers=2,
         shadow_timeout_s=1,
         shadow_memory_bytes=512 * MIB,
@@ -61,13 +61,7 @@ def test_afterwards_what_can_be_replayed_is_replayed(server: Server) -> None:
 
 
 def test_nothing_is_left_when_the_gateway_stops(tmp_path: Path) -> None:
-    with serving(
-        tmp_path,
-        "same: {weight: 0, shadow: 100}",
-        legacy="tests.support.candidates:make_legacy",
-        fastapi="tests.support.candidates:make_port",
-        workers=2,
-    ) as server:
+    with serving(tmp_path, "same: {weight: 0, shadow: 100}", **PAIR, workers=2) as server:
         wait_until(lambda: replaying(server), "a process that replays", 40)
         assert len(server.processes()) > 3
         server.process.terminate()
@@ -76,13 +70,7 @@ def test_nothing_is_left_when_the_gateway_stops(tmp_path: Path) -> None:
 
 
 def test_another_worker_takes_over_when_the_one_that_keeps_it_dies(tmp_path: Path) -> None:
-    with serving(
-        tmp_path,
-        "same: {weight: 0, shadow: 100}",
-        legacy="tests.support.candidates:make_legacy",
-        fastapi="tests.support.candidates:make_port",
-        workers=2,
-    ) as server:
+    with serving(tmp_path, "same: {weight: 0, shadow: 100}", **PAIR, workers=2) as server:
         first = wait_until(lambda: replaying(server), "a process that replays", 40)
         keeper = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1])
         assert keeper in server.workers()
