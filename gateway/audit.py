@@ -225,7 +225,12 @@ class Audit:
                 version = event.version
             elif event.version_before and not version:
                 version = event.version_before
-        return version
+        return version or self._only_version()
+
+    def _only_version(self) -> str:
+        """The one that was never changed; empty if several are kept, or none."""
+        kept = [path.stem for path in self._versions.glob("*.yaml")]
+        return kept[0] if len(kept) == 1 else ""
 
     # --- verification
 

@@ -426,3 +426,12 @@ def test_after_a_clock_was_put_back_the_later_event_counts(tmp_path: Path) -> No
 
 def test_a_time_that_is_none_counts_as_the_beginning() -> None:
     assert 0.0 == epoch("yesterday")
+
+
+def test_flags_that_were_never_changed_were_in_force_all_the_time(tmp_path: Path) -> None:
+    text = "version: 1\n"
+    version = sha256(text.encode()).hexdigest()[:12]
+    Audit(tmp_path).keep_version(version, text)
+    assert version == Audit(tmp_path).version_at(0)
+    Audit(tmp_path).keep_version(sha256(b"other").hexdigest()[:12], "other")
+    assert "" == Audit(tmp_path).version_at(0)
