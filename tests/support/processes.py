@@ -52,7 +52,7 @@ def child(command: list[str], log: Path, *, stop_s: float = 20.0, **options: Any
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509 - one system call, no lock
+            preexec_fn=_prepare,  # noqa: PLW1509 - system calls only, no lock
             **options,
         )
     try:
@@ -66,6 +66,12 @@ def child(command: list[str], log: Path, *, stop_s: float = 20.0, **options: Any
             process.wait()
         for pid in session_members(process.pid):
             os.kill(pid, signal.SIGKILL)
+
+
+def _prepare() -> None:
+    """Die with the tests, and hear Ctrl-C even if they run in the background of a script, which is deaf to it."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def session_members(session: int) -> list[int]:
