@@ -8,7 +8,21 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from . import artists, auth, docs, library, settings, system, tokens, users, videos
+from . import (
+    artists,
+    auth,
+    discovery,
+    docs,
+    library,
+    playlists,
+    settings,
+    spotify,
+    system,
+    tokens,
+    users,
+    videos,
+    webhooks,
+)
 from .config import Settings, StartupError
 from .containment import Containment, declaration
 from .db import Database, DatabaseUnavailable
@@ -16,7 +30,21 @@ from .frame import Frame, handle_errors, not_found
 from .jwts import Signer
 from .sessions import SessionCookie
 
-ROUTERS = (auth, tokens, users, artists, videos, library, settings, system, docs)
+ROUTERS = (
+    auth,
+    tokens,
+    users,
+    artists,
+    videos,
+    discovery,
+    spotify,
+    playlists,
+    library,
+    settings,
+    webhooks,
+    system,
+    docs,
+)
 
 
 def create_app() -> FastAPI:

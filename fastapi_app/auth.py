@@ -207,7 +207,7 @@ async def count_attempt(request: Request, db: Db, username: str) -> None:
         wait = wait or await _reserve(connection, account, MAX_FAILURES_PER_ACCOUNT, ACCOUNT_WINDOW)
     if wait:
         retry_after = str(int(wait.total_seconds()) + 1)
-        raise ApiError(429, "Too many failed sign-ins. Try again later", headers={"retry-after": retry_after})
+        raise ApiError(429, "Too many failed sign-ins. Try again later", {"retry-after": retry_after})
 
 
 async def _reserve(connection: AsyncConnection, key: str, limit: int, window: timedelta) -> timedelta:

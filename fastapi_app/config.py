@@ -1,6 +1,7 @@
 """What the environment says: where things are and which secret signs.
 
-DATABASE_URL, SECRET_KEY, DATA_PATH, LIBRARY_PATH, REDIS_URL, FFMPEG, BCRYPT_ROUNDS, SESSION_COOKIE_SECURE.
+DATABASE_URL, SECRET_KEY, DATA_PATH, LIBRARY_PATH, REDIS_URL, FFMPEG, BCRYPT_ROUNDS, SESSION_COOKIE_SECURE,
+ALLOWED_NETWORKS, UPSTREAM_TIMEOUT_S, UPSTREAM_BACKOFF_S.
 """
 
 import os
@@ -29,6 +30,9 @@ class Settings:
     ffmpeg: str = "ffmpeg"
     bcrypt_rounds: int = 12
     secure_cookies: bool = False  # as behind TLS
+    allowed_networks: str = ""  # private ones that we may fetch from, by commas: "10.1.0.0/16, 127.0.0.1"
+    upstream_timeout_s: float = 10.0
+    upstream_backoff_s: float = 0.5  # before the first repetition
 
     @classmethod
     def load(cls, env: Mapping[str, str] = os.environ) -> "Settings":
@@ -42,6 +46,13 @@ class Settings:
             rounds = int(env.get("BCRYPT_ROUNDS") or 12)
         except ValueError:
             raise StartupError("BCRYPT_ROUNDS must be a whole number") from None
+        try:
+            timeout_s, backoff_s = (
+                float(env.get(name) or default)
+                for name, default in (("UPSTREAM_TIMEOUT_S", 10), ("UPSTREAM_BACKOFF_S", 0.5))
+            )
+        except ValueError:
+            raise StartupError("UPSTREAM_TIMEOUT_S and UPSTREAM_BACKOFF_S must be seconds") from None
         return cls(
             database_url=env.get("DATABASE_URL") or f"sqlite:///{data / 'app.sqlite3'}",
             secret_key=secret_key,
@@ -51,6 +62,9 @@ class Settings:
             ffmpeg=env.get("FFMPEG") or "ffmpeg",
             bcrypt_rounds=rounds,
             secure_cookies=env.get("SESSION_COOKIE_SECURE", "").lower() in ("1", "true", "yes"),
+            allowed_networks=env.get("ALLOWED_NETWORKS", ""),
+            upstream_timeout_s=timeout_s,
+            upstream_backoff_s=backoff_s,
         )
 
 

@@ -27,7 +27,7 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 class ApiError(Exception):
     """Ends the request with `{"error": message, **payload}`."""
 
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None, **payload: Any) -> None:
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None, /, **payload: Any) -> None:
         super().__init__(message)
         self.status, self.message, self.headers, self.payload = status, message, headers, payload
 

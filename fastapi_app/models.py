@@ -197,6 +197,7 @@ artists = Table(
     Column("name_key", String(255), nullable=False, unique=True),
     Column("sort_name", String(300), nullable=False, index=True),
     Column("imvdb_id", String(50), unique=True),
+    Column("spotify_id", String(50), unique=True),
     Column("bio", Text),
     _json("genres", list),
     _flag("monitored", default=True),
@@ -269,4 +270,68 @@ downloads = (
         Index(None, "status", "priority"),
         **_ENGINE,
     )
+)
+
+playlist_monitors = Table(  # `playlist_id` is YouTube's
+    "playlist_monitors",
+    metadata,
+    _id(),
+    Column("playlist_id", String(64), nullable=False, unique=True),
+    _text("title", 500),
+    _maybe("channel", 255),
+    _flag("auto_download", default=False),
+    _number("video_count", default=0),
+    Column("last_synced_at", Timestamp),
+    _created(),
+    _updated(),
+    **_ENGINE,
+)
+
+webhooks = Table(  # `events` are event types, `["*"]` means all of them
+    "webhooks",
+    metadata,
+    _id(),
+    Column("url", String(500), nullable=False, unique=True),
+    _json("events", list),
+    _maybe("secret", 255),
+    _flag("is_active", default=True),
+    _created(),
+    _updated(),
+    **_ENGINE,
+)
+
+webhook_deliveries = Table(  # an outbox: written in the transaction of the event, sent after its commit
+    "webhook_deliveries",
+    metadata,
+    Column("id", BigId, primary_key=True),
+    Column("webhook_id", ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False, index=True),
+    _text("event_type", 50),
+    Column("payload", LongText, nullable=False),  # the JSON text that is signed and sent
+    _text("status", 20, default="pending"),
+    _number("attempts", default=0),
+    Column("response_status", Integer),
+    _maybe("error", 500),
+    _created(),
+    Column("finished_at", Timestamp),
+    Index(None, "status", "created_at"),
+    **_ENGINE,
+)
+
+jobs = Table(  # work that goes on after the answer; the row is the truth about it
+    "jobs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    _text("type", 50),
+    _text("status", 20, default="queued"),
+    _number("progress", default=0),  # percent
+    _text("message", 500, default=""),
+    Column("result", JSON(none_as_null=True)),
+    _maybe("error", 500),
+    Column("created_by", ForeignKey("users.id", ondelete="SET NULL")),
+    _created(index=True),
+    _updated(),
+    Column("started_at", Timestamp),
+    Column("finished_at", Timestamp),
+    Index(None, "type", "status"),
+    **_ENGINE,
 )

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
 
 from .audit import audit
-from .db import DbDep
+from .db import Db, DbDep
 from .http import ApiError, json_body, json_response, read
 from .identity import Admin
 from .models import settings
@@ -18,6 +18,28 @@ router = APIRouter(prefix="/api/settings", tags=["settings"])
 MASK = "********"
 MAX_KEY, MAX_VALUE = 100, 10_000
 
+DEFAULTS = {  # of settings that have no row
+    "youtube_url": "https://www.googleapis.com/youtube/v3",
+    "imvdb_url": "https://imvdb.com/api/v1",
+    "spotify_url": "https://api.spotify.com/v1",
+    "spotify_token_url": "https://accounts.spotify.com/api/token",
+    "lastfm_url": "https://ws.audioscrobbler.com/2.0/",
+    "wikipedia_url": "https://en.wikipedia.org/w/api.php",
+    "youtube_per_second": "10",
+    "imvdb_per_second": "1",
+    "spotify_per_second": "10",
+    "lastfm_per_second": "5",
+    "wikipedia_per_second": "10",
+    "discovery_threshold": "60",
+    "discovery_max_videos": "10",
+    "organize_nfo": "false",
+    "schedule_enabled": "false",
+    "schedule_time": "03:00",
+    "schedule_days": "daily",
+    "schedule_max_videos": "10",
+}
+
+_TEXTS = select(settings.c.key, settings.c.value)
 _ALL = select(settings).order_by(settings.c.key)
 _ONE = select(settings).where(settings.c.key == bindparam("name"))
 _ONE_LOCKED = _ONE.with_for_update()
@@ -58,6 +80,24 @@ async def put_setting(request: Request, key: str, db: DbDep, _: Admin) -> Respon
         await audit(connection, request, "settings.put", f"setting:{key}")
         row = (await connection.execute(_ONE, {"name": key})).one()
     return json_response({"key": row.key} | _setting_json(row))
+
+
+async def texts(db: Db) -> dict[str, str]:
+    """All settings, secrets in clear."""
+    return DEFAULTS | {key: value for key, value in await db.execute(_TEXTS) if value.strip()}
+
+
+def as_bool(value: str) -> bool:
+    return value.strip().lower() in ("true", "1", "yes", "on")
+
+
+def as_number(value: str, default: float, low: float = 0) -> float:
+    """What a person wrote where a number belongs; `default` for anything else."""
+    try:
+        number = float(value)
+    except ValueError:
+        return default
+    return number if low <= number < float("inf") else default
 
 
 async def _store(connection: AsyncConnection, key: str, value: object) -> None:

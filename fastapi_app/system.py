@@ -15,7 +15,7 @@ from .files import off_loop
 from .http import json_response, read
 from .models import utcnow
 
-router = APIRouter(prefix="/api/health", tags=["system"])
+router = APIRouter(tags=["system"])
 
 MIN_FREE_BYTES = 100 * 1024 * 1024
 WORKERS_KEY = "rq:workers"
@@ -23,7 +23,7 @@ WORKERS_KEY = "rq:workers"
 _PING = text("SELECT 1")
 
 
-@read(router, "", name="system.health")
+@read(router, "/api/health", name="system.health")
 async def health(db: DbDep) -> Response:
     if not await _database_answers(db):
         body = {"status": "unhealthy", "error": "The database is not available", "timestamp": _now()}
@@ -31,7 +31,7 @@ async def health(db: DbDep) -> Response:
     return json_response({"status": "healthy", "timestamp": _now()})
 
 
-@read(router, "/status", name="system.health_status")
+@read(router, "/api/health/status", name="system.health_status")
 async def health_status(request: Request, db: DbDep) -> Response:
     """Needed are the database, the disk and, when configured, Redis with a worker. Tools are nice to have."""
     config = request.app.state.settings

@@ -11,10 +11,23 @@ from pathlib import Path
 
 from flask import Flask
 
-from . import artists, auth, db, http, library, settings, system, users, videos
+from . import artists, auth, db, discovery, http, library, playlists, settings, spotify, system, upstreams, users
+from . import videos, webhooks
 
 ROOT = Path(__file__).resolve().parent.parent
-BLUEPRINTS = (auth.bp, users.bp, artists.bp, videos.bp, library.bp, settings.bp, system.bp)
+BLUEPRINTS = (
+    auth.bp,
+    users.bp,
+    artists.bp,
+    videos.bp,
+    discovery.bp,
+    spotify.bp,
+    playlists.bp,
+    library.bp,
+    settings.bp,
+    webhooks.bp,
+    system.bp,
+)
 
 
 def create_app(config: dict | None = None) -> Flask:
@@ -31,6 +44,7 @@ def create_app(config: dict | None = None) -> Flask:
         raise db.StartupError("SECRET_KEY is too short: at least 32 characters")
     http.init_app(app)
     db.init_app(app)
+    upstreams.init_app(app)
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)
     return app
@@ -44,6 +58,9 @@ def defaults() -> dict:
         "LIBRARY_PATH": os.environ.get("LIBRARY_PATH") or ROOT / "library",
         "REDIS_URL": os.environ.get("REDIS_URL", ""),
         "FFMPEG": os.environ.get("FFMPEG") or "ffmpeg",
+        "ALLOWED_NETWORKS": os.environ.get("ALLOWED_NETWORKS", ""),  # private ones that we may fetch from, by commas
+        "UPSTREAM_TIMEOUT_S": float(os.environ.get("UPSTREAM_TIMEOUT_S") or 10),
+        "UPSTREAM_BACKOFF_S": float(os.environ.get("UPSTREAM_BACKOFF_S") or 0.5),  # before the first repetition
         "BCRYPT_ROUNDS": int(os.environ.get("BCRYPT_ROUNDS") or 12),
         "MAX_CONTENT_LENGTH": 11 * 1024 * 1024,  # an upload of 10 MB and its envelope
         "SESSION_COOKIE_NAME": "mv_session",

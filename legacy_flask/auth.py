@@ -296,7 +296,7 @@ def count_attempt(username: str) -> None:
         )
     if wait:
         retry_after = str(int(wait.total_seconds()) + 1)
-        raise ApiError(429, "Too many failed sign-ins. Try again later", headers={"Retry-After": retry_after})
+        raise ApiError(429, "Too many failed sign-ins. Try again later", {"Retry-After": retry_after})
 
 
 def reserve(db, key: str, limit: int, window: timedelta) -> timedelta:

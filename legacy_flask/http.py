@@ -25,7 +25,7 @@ SECURITY_HEADERS = {
 class ApiError(Exception):
     """Ends the request with `{"error": message, **payload}`."""
 
-    def __init__(self, status: int, message: str, headers: dict | None = None, **payload) -> None:
+    def __init__(self, status: int, message: str, headers: dict | None = None, /, **payload) -> None:
         super().__init__(message)
         self.status = status
         self.message = message

@@ -28,6 +28,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 ROLES = ("readonly", "user", "manager", "admin")  # low to high
 VIDEO_STATUSES = ("WANTED", "DOWNLOADING", "DOWNLOADED", "IGNORED", "FAILED", "MONITORED")
+JOB_STATUSES = ("queued", "running", "finished", "failed", "cancelled")
+DELIVERY_STATUSES = ("pending", "delivering", "delivered", "failed")
 DOWNLOAD_STATUSES = ("pending", "queued", "downloading", "paused", "completed", "failed", "cancelled")
 
 Timestamp = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
@@ -168,6 +170,7 @@ class Artist(Base):
     name_key: Mapped[str] = mapped_column(String(255), unique=True)
     sort_name: Mapped[str] = mapped_column(String(300), index=True)
     imvdb_id: Mapped[str | None] = mapped_column(String(50), unique=True)
+    spotify_id: Mapped[str | None] = mapped_column(String(50), unique=True)
     bio: Mapped[str | None] = mapped_column(Text)
     genres: Mapped[list] = mapped_column(JSON, default=list)
     monitored: Mapped[bool] = mapped_column(Boolean, default=True, server_default=true())
@@ -255,3 +258,72 @@ class Download(Base):
     finished_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
     video: Mapped[Video] = relationship(back_populates="downloads")
+
+
+class PlaylistMonitor(Base):
+    """A playlist of YouTube that is looked through for new videos. `playlist_id` is YouTube's."""
+
+    __tablename__ = "playlist_monitors"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    playlist_id: Mapped[str] = mapped_column(String(64), unique=True)
+    title: Mapped[str] = mapped_column(String(500))
+    channel: Mapped[str | None] = mapped_column(String(255))
+    auto_download: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    video_count: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
+    last_synced_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, default=utcnow)
+    updated_at: Mapped[datetime] = mapped_column(Timestamp, default=utcnow, onupdate=utcnow)
+
+
+class Webhook(Base):
+    """Who wants to be told. `events` are event types, `["*"]` means all of them."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    url: Mapped[str] = mapped_column(String(500), unique=True)
+    events: Mapped[list] = mapped_column(JSON, default=list)
+    secret: Mapped[str | None] = mapped_column(String(255))
+    is_active: Mapped[bool] = mapped_column(Boolean, default=True, server_default=true())
+    created_at: Mapped[datetime] = mapped_column(Timestamp, default=utcnow)
+    updated_at: Mapped[datetime] = mapped_column(Timestamp, default=utcnow, onupdate=utcnow)
+
+
+class WebhookDelivery(Base):
+    """An outbox: the row is written in the transaction of the event, and sent after its commit. `payload` is the JSON
+    text that is signed and sent."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (Index(None, "status", "created_at"), Base.__table_args__)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    webhook_id: Mapped[int] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"), index=True)
+    event_type: Mapped[str] = mapped_column(String(50))
+    payload: Mapped[str] = mapped_column(LongText)
+    status: Mapped[str] = mapped_column(String(20), default="pending", server_default="pending")
+    attempts: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
+    response_status: Mapped[int | None] = mapped_column(Integer)
+    error: Mapped[str | None] = mapped_column(String(500))
+    created_at: Mapped[datetime] = mapped_column(Timestamp, default=utcnow)
+    finished_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+
+class Job(Base):
+    """Work that goes on after the answer. The row is the truth about it."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index(None, "type", "status"), Base.__table_args__)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    type: Mapped[str] = mapped_column(String(50))
+    status: Mapped[str] = mapped_column(String(20), default="queued", server_default="queued")
+    progress: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # percent
+    message: Mapped[str] = mapped_column(String(500), default="", server_default="")
+    result: Mapped[dict | None] = mapped_column(JSON(none_as_null=True))
+    error: Mapped[str | None] = mapped_column(String(500))
+    created_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(Timestamp, default=utcnow, index=True)
+    updated_at: Mapped[datetime] = mapped_column(Timestamp, default=utcnow, onupdate=utcnow)
+    started_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    finished_at: Mapped[datetime | None] = mapped_column(Timestamp)

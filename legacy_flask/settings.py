@@ -14,6 +14,27 @@ bp = Blueprint("settings", __name__, url_prefix="/api/settings")
 MASK = "********"
 MAX_KEY, MAX_VALUE = 100, 10_000
 
+DEFAULTS = {  # of settings that have no row
+    "youtube_url": "https://www.googleapis.com/youtube/v3",
+    "imvdb_url": "https://imvdb.com/api/v1",
+    "spotify_url": "https://api.spotify.com/v1",
+    "spotify_token_url": "https://accounts.spotify.com/api/token",
+    "lastfm_url": "https://ws.audioscrobbler.com/2.0/",
+    "wikipedia_url": "https://en.wikipedia.org/w/api.php",
+    "youtube_per_second": "10",
+    "imvdb_per_second": "1",
+    "spotify_per_second": "10",
+    "lastfm_per_second": "5",
+    "wikipedia_per_second": "10",
+    "discovery_threshold": "60",
+    "discovery_max_videos": "10",
+    "organize_nfo": "false",
+    "schedule_enabled": "false",
+    "schedule_time": "03:00",
+    "schedule_days": "daily",
+    "schedule_max_videos": "10",
+}
+
 
 @bp.get("/")
 @role_required("admin")
@@ -55,6 +76,25 @@ def put_bulk():
             store(db, key, data[key])
         audit(db, "settings.put_bulk", keys=sorted(data))
     return jsonify(message="Settings updated", updated=sorted(data), count=len(data))
+
+
+def texts(db) -> dict[str, str]:
+    """All settings, secrets in clear."""
+    stored = db.execute(select(Setting.key, Setting.value)).all()
+    return DEFAULTS | {key: value for key, value in stored if value.strip()}
+
+
+def as_bool(value: str) -> bool:
+    return value.strip().lower() in ("true", "1", "yes", "on")
+
+
+def as_number(value: str, default: float, low: float = 0) -> float:
+    """What a person wrote where a number belongs; `default` for anything else."""
+    try:
+        number = float(value)
+    except ValueError:
+        return default
+    return number if low <= number < float("inf") else default
 
 
 def store(db, key: str, value) -> Setting:

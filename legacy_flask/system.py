@@ -10,20 +10,20 @@ from sqlalchemy.exc import SQLAlchemyError
 from .db import get_session
 from .models import utcnow
 
-bp = Blueprint("system", __name__, url_prefix="/api/health")
+bp = Blueprint("system", __name__)
 
 MIN_FREE_BYTES = 100 * 1024 * 1024
 WORKERS_KEY = "rq:workers"
 
 
-@bp.get("")
+@bp.get("/api/health")
 def health():
     if not database_answers():
         return jsonify(status="unhealthy", error="The database is not available", timestamp=now()), 503
     return jsonify(status="healthy", timestamp=now())
 
 
-@bp.get("/status")
+@bp.get("/api/health/status")
 def health_status():
     """Needed are the database, the disk and, when configured, Redis with a worker. Tools are nice to have."""
     redis, worker = redis_and_worker()

@@ -18,14 +18,40 @@ answer, in the syntax of `gateway.compare`, in addition to MASK.
 
 from collections import Counter
 
-from . import artists, auth, library, protocol, settings, system, users, videos
+from . import (
+    artists,
+    auth,
+    discovery,
+    library,
+    playlists,
+    protocol,
+    settings,
+    spotify,
+    system,
+    users,
+    videos,
+    webhooks,
+)
 from .auth import PASSWORDS
 from .case import HOST, ORIGIN, Case
 from .variants import REQUIRED, variants
 
 MASK = ("header.date", "cookie.mv_session.value", "cookie.csrf_token.value")
 
-BLUEPRINTS = (auth, users, artists, videos, library, settings, system, protocol)
+BLUEPRINTS = (
+    auth,
+    users,
+    artists,
+    videos,
+    discovery,
+    spotify,
+    playlists,
+    library,
+    settings,
+    webhooks,
+    system,
+    protocol,
+)
 WRITTEN = [case for blueprint in BLUEPRINTS for case in blueprint.CASES]
 CASES = [*WRITTEN, *variants(WRITTEN)]
 

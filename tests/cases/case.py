@@ -34,6 +34,9 @@ class Case:
     body: bytes | None = field(default=None, repr=False)
     setup: tuple["Case", ...] = ()
     sql: tuple[str, ...] = ()
+    outside: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # dials of the stub upstream by service, see tests.upstream
     mask: tuple[str, ...] = ()
     wire: str = ""  # the row of the wire contract that this pins, "W12"
 

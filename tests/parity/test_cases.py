@@ -53,8 +53,10 @@ def play(world: World, case: Case, turns: Sequence[str]) -> tuple[Observation, T
         answer = world.ask(side, request(step, cookies[step.user], words))
         assert answer.status == step.expect_status, f"{step.id}: {answer.body!r}"
         words = {"etag": header(answer, "etag"), "last_modified": header(answer, "last-modified")}
+    world.settle()
     world.execute(case.sql)
     answer = world.ask(turns[-1], request(case, cookies[case.user], words))
+    world.settle()
     return answer, world.snapshot.traces()
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, Engine
 from legacy_flask.models import Base
 
 TABLES = Base.metadata.tables
-RANDOM = {"token_hash", "jti", "family", "password_hash"}
+RANDOM = {"token_hash", "jti", "family", "password_hash", "jobs.id"}
 
 Row = tuple[Any, ...]  # as the driver gives it
 Rows = dict[str, list[Row]]
@@ -134,15 +134,15 @@ def _masked(table: str, row: Row, before: Row | None, now: datetime) -> Row:
         return row
     old: Sequence[Any] = before or [None] * len(row)
     return tuple(
-        value if value is None or value == known else _plain(column.name, column.type, value, now)
+        value if value is None or value == known else _plain(table, column.name, column.type, value, now)
         for column, value, known in zip(TABLES[table].columns, row, old, strict=True)
     )
 
 
-def _plain(name: str, kind: object, value: Any, now: datetime) -> Any:
+def _plain(table: str, name: str, kind: object, value: Any, now: datetime) -> Any:
     if isinstance(kind, DateTime):
         time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
         return f"in {round((time - now).total_seconds() / 60)} minutes"
-    if name in RANDOM:
+    if name in RANDOM or f"{table}.{name}" in RANDOM:
         return "random"
     return "this side" if name == "served_by" else value

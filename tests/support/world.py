@@ -3,6 +3,7 @@
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ from .traces import Snapshot
 ROOT = Path(__file__).parents[2]
 ALONE = "Flask alone"
 LEGACY, FASTAPI = (backend.value for backend in Backend)  # behind the gateway
+_UNFINISHED = (
+    "SELECT count(*) FROM jobs WHERE status IN ('queued', 'running')",
+    "SELECT count(*) FROM webhook_deliveries WHERE status IN ('pending', 'delivering')",
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class World:
             "BCRYPT_ROUNDS": "4",
             "FFMPEG": "no-such-program",
             "REDIS_URL": "",
+            "ALLOWED_NETWORKS": "127.0.0.1/32",
+            "UPSTREAM_BACKOFF_S": "0.01",
         }
         with patch.dict(os.environ, env):
             self._alone, behind, port = legacy_flask.create_app(), legacy_flask.create_app(), fastapi_app.create_app()
@@ -79,6 +86,17 @@ class World:
         self._runner.close()
         for engine in self._engines:
             engine.dispose()
+
+    def settle(self) -> None:
+        """Until no job runs and nothing waits to be delivered: what goes on after an answer belongs to the case."""
+        deadline = time.monotonic() + 20
+        while self._busy():
+            assert time.monotonic() < deadline, "jobs or deliveries that never end"
+            self._runner.run(asyncio.sleep(0.005))  # the port's tasks live in this loop
+
+    def _busy(self) -> bool:
+        with self._engines[0].connect() as connection:
+            return any(connection.exec_driver_sql(query).scalar() for query in _UNFINISHED)
 
     def execute(self, statements: Iterable[str]) -> None:
         with self._engines[0].execution_options(write=True).begin() as connection:

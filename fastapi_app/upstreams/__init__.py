@@ -1,0 +1,1 @@
+"""Services on the internet, one module each, asked by `client`."""

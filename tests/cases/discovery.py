@@ -1,0 +1,5 @@
+"""Discovery."""
+
+from .case import Case
+
+CASES: list[Case] = []

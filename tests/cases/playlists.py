@@ -1,0 +1,5 @@
+"""Playlists."""
+
+from .case import Case
+
+CASES: list[Case] = []

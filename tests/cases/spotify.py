@@ -1,0 +1,5 @@
+"""Spotify."""
+
+from .case import Case
+
+CASES: list[Case] = []

@@ -1,0 +1,5 @@
+"""Webhooks."""
+
+from .case import Case
+
+CASES: list[Case] = []
