@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from anyio import CancelScope
 from fastapi import APIRouter, Request
 from sqlalchemy import ColumnElement, Select, bindparam, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
@@ -167,7 +168,8 @@ async def update_video(request: Request, video_id: int, db: DbDep, _: Member) ->
         raise
     except BaseException:
         if moved:
-            rename_new(moved[1], moved[0])
+            with CancelScope(shield=True):  # a client that leaves must not leave the file behind
+                await off_loop(rename_new, moved[1], moved[0])
         raise
     return json_response(answer | {"file_moved": bool(moved)})
 

@@ -164,6 +164,21 @@ def check(settings: Settings, as_json: Json = False) -> None:
 
 
 @app.command()
+def lint(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER…", help="Packages.")], as_json: Json = False
+) -> None:
+    """Find blocking calls in coroutines, through all functions of a package; fail when there are any."""
+    from .lint import lint as read
+
+    findings = [finding for folder in folders for finding in read(folder)]
+    if as_json:
+        show.as_json([asdict(finding) | {"path": str(finding.path)} for finding in findings])
+    else:
+        show.lint(findings)
+    raise typer.Exit(LATE if findings else 0)
+
+
+@app.command()
 @_with_settings(_APPLICATION)
 def routes(settings: Settings, as_json: Json = False) -> None:
     """List every route: who answers it, and what is ported."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .lint import Finding
     from .routes import Pair
     from .views import View
 
@@ -72,6 +73,13 @@ def number(event_id: int) -> str:
 def routes(views: "Sequence[View]") -> None:
     columns = ("key", "rule", "methods", "side", "weight", "ported")
     table(columns, ((v["key"], _words(v["rules"]), _words(v["methods"]), *_standing(v)) for v in views))
+
+
+def lint(findings: "Sequence[Finding]") -> None:
+    for finding in findings:
+        say(str(finding))
+    if findings:
+        note("run these in a thread, or say why not at the end of the line: # blocks: REASON")
 
 
 def check(pairs: "Sequence[Pair]", report: Facts) -> None:
