@@ -27,6 +27,7 @@ from .config import Settings, StartupError
 from .containment import Containment, declaration
 from .db import Database, DatabaseUnavailable
 from .frame import Frame, handle_errors, not_found
+from .jobs import Jobs
 from .jwts import Signer
 from .sessions import SessionCookie
 
@@ -64,6 +65,7 @@ def create_app() -> FastAPI:
     )
     app.state.settings = config
     app.state.database = database
+    app.state.jobs = Jobs(database)
     app.state.signer = Signer(config.secret_key)
     app.router.default = not_found
     app.add_middleware(
@@ -90,4 +92,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        await app.state.jobs.aclose()
         await database.dispose()
