@@ -399,7 +399,7 @@ def changes(row: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
 async def _artist_fields(request: Request, data: Mapping[str, Any]) -> dict[str, Any]:
     """The columns that the body sets."""
     fields: dict[str, Any] = {}
-    limits = {"imvdb_id": 50, "bio": 10_000, "quality": 20}
+    limits = {"imvdb_id": 50, "spotify_id": 50, "bio": 10_000, "quality": 20}
     fields |= {field: text(data, field, limit) for field, limit in limits.items() if field in data}
     fields |= {field: bool(data[field]) for field in ("monitored", "auto_download") if field in data}
     if "genres" in data:
@@ -440,10 +440,11 @@ async def _library_folder(request: Request, data: Mapping[str, Any]) -> str | No
 
 
 async def refuse_duplicates(db: Db | AsyncConnection, fields: Mapping[str, Any], own_id: int = 0) -> None:
-    """Raises ApiError 409 with the artist that has this name or imvdb_id already."""
+    """Raises ApiError 409 with the artist that has this name, imvdb_id or spotify_id already."""
     for column, message in (
         (artists.c.name_key, "An artist with this name already exists"),
         (artists.c.imvdb_id, "An artist with this imvdb_id already exists"),
+        (artists.c.spotify_id, "An artist with this spotify_id already exists"),
     ):
         value = fields.get(column.key)
         if value is None:
@@ -460,6 +461,7 @@ def artist_json(row: Any) -> dict[str, Any]:
         "name": row.name,
         "sort_name": row.sort_name,
         "imvdb_id": row.imvdb_id,
+        "spotify_id": row.spotify_id,
         "bio": row.bio,
         "genres": row.genres,
         "monitored": row.monitored,

@@ -354,7 +354,7 @@ def count_videos(db, artist: Artist) -> int:
 def artist_fields(data: dict) -> dict:
     """The columns that the body sets."""
     fields = {}
-    for field, limit in (("imvdb_id", 50), ("bio", 10_000), ("quality", 20)):
+    for field, limit in (("imvdb_id", 50), ("spotify_id", 50), ("bio", 10_000), ("quality", 20)):
         if field in data:
             fields[field] = text(data, field, limit)
     for field in ("monitored", "auto_download"):
@@ -401,6 +401,7 @@ def refuse_duplicates(db, fields: dict, own_id: int | None = None) -> None:
     for column, message in (
         (Artist.name_key, "An artist with this name already exists"),
         (Artist.imvdb_id, "An artist with this imvdb_id already exists"),
+        (Artist.spotify_id, "An artist with this spotify_id already exists"),
     ):
         value = fields.get(column.key)
         if value is None:
@@ -416,6 +417,7 @@ def artist_json(artist: Artist, video_count: int) -> dict:
         "name": artist.name,
         "sort_name": artist.sort_name,
         "imvdb_id": artist.imvdb_id,
+        "spotify_id": artist.spotify_id,
         "bio": artist.bio,
         "genres": artist.genres,
         "monitored": artist.monitored,
