@@ -312,6 +312,7 @@ webhook_deliveries = Table(  # an outbox: written in the transaction of the even
     Column("response_status", Integer),
     _maybe("error", 500),
     _created(),
+    Column("claimed_at", Timestamp),  # by whoever is delivering it
     Column("finished_at", Timestamp),
     Index(None, "status", "created_at"),
     **_ENGINE,

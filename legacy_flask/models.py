@@ -306,6 +306,7 @@ class WebhookDelivery(Base):
     response_status: Mapped[int | None] = mapped_column(Integer)
     error: Mapped[str | None] = mapped_column(String(500))
     created_at: Mapped[datetime] = mapped_column(Timestamp, default=utcnow)
+    claimed_at: Mapped[datetime | None] = mapped_column(Timestamp)  # by whoever is delivering it
     finished_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
 
