@@ -1,7 +1,7 @@
 """What the environment says: where things are and which secret signs.
 
-DATABASE_URL, SECRET_KEY, DATA_PATH, LIBRARY_PATH, REDIS_URL, FFMPEG, BCRYPT_ROUNDS, SESSION_COOKIE_SECURE,
-ALLOWED_NETWORKS, UPSTREAM_TIMEOUT_S, UPSTREAM_BACKOFF_S.
+DATABASE_URL, SECRET_KEY, DATA_PATH, LIBRARY_PATH, DOWNLOADS_PATH, REDIS_URL, FFMPEG, BCRYPT_ROUNDS,
+SESSION_COOKIE_SECURE, ALLOWED_NETWORKS, UPSTREAM_TIMEOUT_S, UPSTREAM_BACKOFF_S.
 """
 
 import os
@@ -26,6 +26,7 @@ class Settings:
     secret_key: str
     data_path: Path
     library_path: Path
+    downloads_path: Path  # where files wait to be organized
     redis_url: str = ""
     ffmpeg: str = "ffmpeg"
     bcrypt_rounds: int = 12
@@ -58,6 +59,7 @@ class Settings:
             secret_key=secret_key,
             data_path=data,
             library_path=library,
+            downloads_path=_folder(env.get("DOWNLOADS_PATH") or data / "downloads"),
             redis_url=env.get("REDIS_URL", ""),
             ffmpeg=env.get("FFMPEG") or "ffmpeg",
             bcrypt_rounds=rounds,

@@ -234,12 +234,18 @@ async def _multipart(request: Request) -> list[Part]:
         raise _too_large() from None
 
 
-async def json_body(request: Request) -> dict[str, Any]:
-    """The request's JSON object, which must not be empty. Raises ApiError 400 or 415."""
+async def json_body(request: Request, *, optional: bool = False) -> dict[str, Any]:
+    """The request's JSON object, which must not be empty; `optional`: {} for a request without a body.
+
+    Raises ApiError 400 or 415.
+    """
+    body = await read_body(request) if optional else b""
+    if optional and not body:
+        return {}
     if not is_json(request):
         raise ApiError(415, "Content-Type must be application/json")
     try:
-        data = decode(await read_body(request))
+        data = decode(body or await read_body(request))
     except (ValueError, RecursionError):
         raise ApiError(400, "Malformed JSON") from None
     if not isinstance(data, dict):
@@ -278,7 +284,7 @@ def number(data: Mapping[str, Any], field: str, low: int = 0, high: int = MAX_IN
     return value
 
 
-def text_list(data: Mapping[str, Any], field: str, limit: int = 100) -> list[str]:
+def text_list(data: Mapping[str, Any], field: str, limit: int = 100, length: int = 100) -> list[str]:
     """A field as a list of texts without blanks and repetitions."""
     values = data.get(field)
     if values is None:
@@ -287,7 +293,7 @@ def text_list(data: Mapping[str, Any], field: str, limit: int = 100) -> list[str
         raise ApiError(400, f"{field} must be a list")
     if len(values) > limit:
         raise ApiError(400, f"{field} has too many items: at most {limit}")
-    items = [text({field: value}, field, limit=100) for value in values]
+    items = [text({field: value}, field, limit=length) for value in values]
     return list(dict.fromkeys(item for item in items if item))
 
 

@@ -35,9 +35,10 @@ def create_app(config: dict | None = None) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.config.from_mapping(defaults(), **(config or {}))
     data, library_root = Path(app.config["DATA_PATH"]).resolve(), Path(app.config["LIBRARY_PATH"]).resolve()
-    for folder in (data, library_root):
+    downloads = Path(app.config["DOWNLOADS_PATH"] or data / "downloads").resolve()
+    for folder in (data, library_root, downloads):
         make_folder(folder)
-    app.config.update(DATA_PATH=data, LIBRARY_PATH=library_root)
+    app.config.update(DATA_PATH=data, LIBRARY_PATH=library_root, DOWNLOADS_PATH=downloads)
     app.config["DATABASE_URL"] = app.config["DATABASE_URL"] or f"sqlite:///{data / 'app.sqlite3'}"
     app.config["SECRET_KEY"] = app.config["SECRET_KEY"] or stored_secret(data / "secret_key")
     if len(app.config["SECRET_KEY"]) < 32:
@@ -56,6 +57,7 @@ def defaults() -> dict:
         "SECRET_KEY": os.environ.get("SECRET_KEY", ""),
         "DATA_PATH": os.environ.get("DATA_PATH") or ROOT / "data",
         "LIBRARY_PATH": os.environ.get("LIBRARY_PATH") or ROOT / "library",
+        "DOWNLOADS_PATH": os.environ.get("DOWNLOADS_PATH", ""),  # where files wait to be organized
         "REDIS_URL": os.environ.get("REDIS_URL", ""),
         "FFMPEG": os.environ.get("FFMPEG") or "ffmpeg",
         "ALLOWED_NETWORKS": os.environ.get("ALLOWED_NETWORKS", ""),  # private ones that we may fetch from, by commas

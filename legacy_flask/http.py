@@ -70,8 +70,10 @@ def success(message: str, status: int = 200, **payload):
     return jsonify(success=True, message=message, **payload), status
 
 
-def json_body() -> dict:
-    """The request's JSON object, which must not be empty."""
+def json_body(optional: bool = False) -> dict:
+    """The request's JSON object, which must not be empty; `optional`: {} for a request without a body."""
+    if optional and not request.get_data():
+        return {}
     if not request.is_json:
         raise ApiError(415, "Content-Type must be application/json")
     try:
@@ -114,7 +116,7 @@ def number(data: dict, field: str, low: int = 0, high: int = MAX_INT) -> int | N
     return value
 
 
-def text_list(data: dict, field: str, limit: int = 100) -> list[str]:
+def text_list(data: dict, field: str, limit: int = 100, length: int = 100) -> list[str]:
     """A field as a list of texts without blanks and repetitions."""
     values = data.get(field)
     if values is None:
@@ -123,7 +125,7 @@ def text_list(data: dict, field: str, limit: int = 100) -> list[str]:
         raise ApiError(400, f"{field} must be a list")
     if len(values) > limit:
         raise ApiError(400, f"{field} has too many items: at most {limit}")
-    items = [text({field: value}, field, limit=100) for value in values]
+    items = [text({field: value}, field, limit=length) for value in values]
     return list(dict.fromkeys(item for item in items if item))
 
 
