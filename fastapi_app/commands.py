@@ -1,0 +1,397 @@
+"""Programs: off the loop, a few at once, each with a time limit, a limit for what it says, and an end.
+
+    finished = await commands.run(["ffprobe", "-version"], timeout_s=5)
+    async for line in commands.lines(["ffmpeg", "-progress", "pipe:1", ...]): ...
+
+A command is a list, never a text for a shell. Its program reads nothing and leads a process group of its own, which
+is killed as a whole when the time is over, when it says too much, when nobody waits any more, at `stop`, and for what
+is left of it when the program has ended. SIGKILL: there is nothing to ignore. Only a descendant that opens a session of
+its own escapes.
+
+Programs are started, and those of `run` waited for, in threads: uvloop forks on the loop, which then stands still for
+as long as this process is large; `subprocess` uses vfork. Usable alone; the application shares the runner at the end.
+"""
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import TypeVar
+
+import anyio
+from typing_extensions import override
+
+CHUNK = 64 * 1024  # bytes read at once
+MAX_STDERR = 64 * 1024  # bytes kept; the rest is read and forgotten
+MAX_LINE = 64 * 1024  # bytes; a longer line comes in pieces
+LINGER_S = 1.0  # between the end of the output and that of the program
+
+T = TypeVar("T")
+Command = Sequence[str | os.PathLike[str]]
+
+
+class CommandError(Exception):
+    """A program did not do its work. `str(error)` is for a log, not for a client."""
+
+
+class CommandMissing(CommandError):
+    """It does not exist, or cannot be executed."""
+
+
+class CommandTimeout(CommandError):
+    """It was killed because its time was over."""
+
+
+class OutputTooLarge(CommandError):
+    """It was killed because it said too much."""
+
+
+class CommandStopped(CommandError):
+    """It was killed by `stop`, or did not begin because of it."""
+
+
+class CommandFailed(CommandError):
+    """It ended with another code than 0. `stderr` is the end of what it complained about."""
+
+    def __init__(self, message: str, code: int, stderr: bytes) -> None:
+        super().__init__(message)
+        self.code, self.stderr = code, stderr
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A program that has ended by itself; `code` is negative when a signal of others ended it."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes  # its first 64 KiB
+    seconds: float
+    truncated: bool  # whether there was more in stderr
+
+
+class Runner:
+    """At most `threads` programs of `run` and `streams` of `lines` and `chunks` at once; the others wait their turn."""
+
+    def __init__(self, threads: int = 8, streams: int = 64) -> None:
+        self._threads = ThreadPoolExecutor(threads, "command")
+        self._starters = ThreadPoolExecutor(2, "command-start")  # a stream keeps no thread, and waits for no `run`
+        self._streams = anyio.CapacityLimiter(streams)
+        self._jobs: set[_Job] = set()
+        self._counts: Counter[str] = Counter()
+        self._seconds = 0.0
+
+    async def run(
+        self,
+        command: Command,
+        *,
+        timeout_s: float = 30,
+        max_bytes: int = 1_000_000,
+        env: Mapping[str, str] | None = None,
+    ) -> Finished:
+        """Run a program to its end. `timeout_s` counts from its start, `max_bytes` its stdout; `env` is added to ours.
+
+        Raises CommandMissing, CommandTimeout, OutputTooLarge, CommandStopped; TypeError for a text instead of a list,
+        ValueError for an argument that holds a NUL.
+        """
+        job = _Job(command, env)
+        with self._counted(job):
+            return await _in_thread(self._threads, job, lambda: job.converse(timeout_s, max_bytes))
+
+    async def lines(
+        self, command: Command, *, timeout_s: float | None = None, env: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[str, None]:
+        """The lines of stdout as they come, without their ends; bytes that are no UTF-8 are replaced.
+
+        The program waits for a slow reader, and is killed when nobody reads any more. Raises what `run` raises, and
+        CommandFailed at the end.
+        """
+        job, rest = _Job(command, env), b""
+        async with self._streaming(job) as (output, complaints):
+            deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+            while chunk := await _before(deadline, job, output.read(CHUNK)):
+                *whole, rest = (rest + chunk).split(b"\n")
+                if len(rest) >= MAX_LINE:
+                    whole, rest = [*whole, rest], b""
+                for line in whole:
+                    yield line.decode(errors="replace")
+            if rest:
+                yield rest.decode(errors="replace")
+            await _before(deadline, job, job.ended())
+        if job.code:
+            raise CommandFailed(f"{job.name} ended with code {job.code}", job.code, bytes(complaints.end))
+
+    async def chunks(self, command: Command, *, env: Mapping[str, str] | None = None) -> AsyncGenerator[bytes, None]:
+        """The bytes of stdout as they come, whatever the code at the end.
+
+        The program waits for a slow reader, and is killed when nobody reads any more. Raises CommandMissing and
+        CommandStopped.
+        """
+        job = _Job(command, env)
+        async with self._streaming(job) as (output, _):
+            while chunk := await output.read(CHUNK):
+                yield chunk
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    await job.ended()
+
+    async def launch(self, command: Command) -> None:
+        """Start a program and leave it alone: it outlives this process. Raises CommandMissing."""
+        job = _Job(command, None)
+        process = await _in_thread(self._starters, job, lambda: job.start(subprocess.DEVNULL))
+        threading.Thread(target=process.wait, daemon=True).start()  # or a zombie would remain
+
+    def stop(self) -> None:
+        """Kill every program; those that wait do not begin. The runner may be used again."""
+        for job in list(self._jobs):
+            job.kill(CommandStopped(f"{job.name} was stopped"))
+
+    def statistics(self) -> dict[str, float]:
+        """What has been run so far, and what is under way. What could not be started has failed."""
+        running = sum(job.running for job in list(self._jobs))
+        counts = {f"{name}_total": self._counts[name] for name in ("run", "failed", "timed_out", "killed")}
+        return {**counts, "seconds_total": self._seconds, "running": running, "waiting": len(self._jobs) - running}
+
+    @contextmanager
+    def _counted(self, job: "_Job") -> Iterator[None]:
+        self._jobs.add(job)
+        try:
+            yield
+        finally:
+            self._jobs.discard(job)
+            self._seconds += job.seconds
+            self._counts.update(job.outcome())
+
+    @asynccontextmanager
+    async def _streaming(self, job: "_Job") -> AsyncIterator[tuple[asyncio.StreamReader, "_Tail"]]:
+        """Its stdout and the end of its stderr. Raises CommandStopped at the end, when that is why it ended."""
+        with self._counted(job):
+            async with self._streams:
+                try:
+                    process = await _in_thread(self._starters, job, lambda: job.start(subprocess.PIPE))
+                    loop, output, complaints = asyncio.get_running_loop(), asyncio.StreamReader(limit=CHUNK), _Tail()
+                    heard = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(output), process.stdout)
+                    drained = await loop.connect_read_pipe(lambda: complaints, process.stderr)
+                    try:
+                        yield output, complaints
+                    except BaseException:
+                        job.kill(CommandStopped(f"nobody reads from {job.name} any more"))
+                        raise
+                    finally:
+                        heard[0].close()  # and with it the pipe
+                        drained[0].close()
+                finally:
+                    job.kill()
+                    with anyio.CancelScope(shield=True):
+                        await asyncio.shield(asyncio.wrap_future(self._starters.submit(job.reap)))
+            if job.why:
+                raise job.why
+
+
+class _Job:
+    """One program, from the wish to its end."""
+
+    def __init__(self, command: Command, env: Mapping[str, str] | None) -> None:
+        if isinstance(command, str | bytes) or not command:
+            raise TypeError("a command is a list of words: the program and its arguments")
+        self._words = [os.fspath(word) for word in command]
+        self._env = {**os.environ, **env} if env else None
+        self._lock = threading.Lock()  # held while its number is used: the number of a reaped one may be another's
+        self._process: subprocess.Popen[bytes] | None = None
+        self._began = self._ended = 0.0
+        self.code: int | None = None
+        self.why: CommandError | None = None  # why it was killed
+
+    @property
+    def name(self) -> str:
+        return self._words[0]
+
+    @property
+    def running(self) -> bool:
+        return self._began > 0
+
+    @property
+    def seconds(self) -> float:
+        return (self._ended or monotonic()) - self._began if self._began else 0.0
+
+    def outcome(self) -> Iterator[str]:
+        """The statistics that it belongs to."""
+        if self._began:
+            yield "run"
+        if self.why and self._began:
+            yield "killed"
+            if isinstance(self.why, CommandTimeout):
+                yield "timed_out"
+        elif not self.why and self.code != 0:
+            yield "failed"
+
+    # From any thread
+
+    def kill(self, why: CommandError | None = None) -> None:
+        """Kill the group, or let it not begin; the first reason counts."""
+        with self._lock:
+            self.why = self.why or why
+            if self._process is not None:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def ended(self) -> None:
+        """Wait until the program, not its group, has ended."""
+        with self._lock:
+            if self._process is None:
+                return
+            watched, event = os.pidfd_open(self._process.pid), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(watched, event.set)
+        try:
+            await event.wait()
+        finally:
+            loop.remove_reader(watched)
+            os.close(watched)
+
+    # In a thread
+
+    def start(self, output: int) -> subprocess.Popen[bytes]:
+        """`output` is PIPE or DEVNULL. After an exception there may still be a process to reap."""
+        if self.why:
+            raise self.why
+        try:
+            process = subprocess.Popen(
+                self._words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._env,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise CommandMissing(f"{self.name} cannot be started: {error.strerror}") from None
+        self._began = monotonic()
+        with self._lock:
+            self._process = process
+        if self.why:  # meanwhile
+            self.kill()
+            raise self.why
+        return process
+
+    def converse(self, timeout_s: float, max_bytes: int) -> Finished:
+        """Start it and read both pipes until it ends."""
+        try:
+            process = self.start(subprocess.PIPE)
+            out, err = self._read(process, self._began + timeout_s, max_bytes)
+        except CommandError as error:
+            self.kill(error)
+            raise
+        finally:
+            self.reap()
+        if self.why:
+            raise self.why
+        return Finished(self.code or 0, bytes(out.content), bytes(err.content), self.seconds, err.lost)
+
+    def _read(self, process: subprocess.Popen[bytes], deadline: float, max_bytes: int) -> tuple["_Kept", "_Kept"]:
+        stdout, stderr = process.stdout, process.stderr
+        if stdout is None or stderr is None:
+            raise ValueError("not started with pipes")
+        out, err = _Kept(max_bytes), _Kept(MAX_STDERR)
+        pipes = {stdout.fileno(): out, stderr.fileno(): err}
+        program, ended, poll = os.pidfd_open(process.pid), False, select.poll()
+        try:
+            for watched in (program, *pipes):
+                poll.register(watched, select.POLLIN)
+            while pipes or not ended:
+                left = deadline - monotonic()
+                if left <= 0:
+                    raise CommandTimeout(f"{self.name} took too long")
+                ready = poll.poll(0 if ended else left * 1000)
+                if ended and not ready:  # a descendant that escaped keeps a pipe open
+                    break
+                for watched, _ in ready:
+                    if watched == program:
+                        ended = True
+                        self.kill()  # what it left behind
+                    elif pipes[watched].add(os.read(watched, CHUNK)):
+                        continue
+                    else:
+                        del pipes[watched]
+                    poll.unregister(watched)
+                if out.lost:
+                    raise OutputTooLarge(f"{self.name} said more than {max_bytes} bytes")
+        finally:
+            os.close(program)
+            stdout.close()
+            stderr.close()
+        return out, err
+
+    def reap(self) -> None:
+        """Kill what is there and wait for its end; does nothing when there is nothing."""
+        process = self._process
+        if process is None:
+            return
+        self.kill()
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        with self._lock:
+            self.code, self._process = process.wait(), None
+        self._ended = monotonic()
+
+
+class _Kept:
+    """The first `limit` bytes of what a pipe says."""
+
+    def __init__(self, limit: int) -> None:
+        self.content, self.lost, self._limit = bytearray(), False, limit
+
+    def add(self, chunk: bytes) -> bool:
+        """Whether there was any."""
+        room = self._limit - len(self.content)
+        self.content += chunk[:room]
+        self.lost = self.lost or len(chunk) > room
+        return bool(chunk)
+
+
+class _Tail(asyncio.Protocol):
+    """The last bytes of what a pipe says."""
+
+    def __init__(self) -> None:
+        self.end = bytearray()
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        self.end += data
+        del self.end[:-MAX_STDERR]
+
+
+async def _in_thread(threads: Executor, job: _Job, work: Callable[[], T]) -> T:
+    """The result of `work`. When nobody wants it any more, the job is killed and the end of `work` awaited."""
+    future = threads.submit(work)
+    result = asyncio.wrap_future(future)
+    try:
+        return await asyncio.shield(result)
+    except asyncio.CancelledError:
+        job.kill(CommandStopped(f"nobody waits for {job.name} any more"))
+        if not future.cancel():
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([result])
+        raise
+
+
+async def _before(deadline: float | None, job: _Job, awaited: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await awaited
+    except TimeoutError:
+        late = CommandTimeout(f"{job.name} took too long")
+        job.kill(late)
+        raise late from None
+
+
+runner = Runner()  # of this process
+run, lines, chunks, launch = runner.run, runner.lines, runner.chunks, runner.launch
+stop, statistics = runner.stop, runner.statistics
