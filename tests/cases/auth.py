@@ -140,6 +140,10 @@ SESSIONS = [
     read("auth.check", "user-deactivated", "/auth/check", user="user", sql=(INACTIVE,)),
     read("auth.check", "signed-out", "/auth/check", user="user", setup=(logout("first", 200),)),
     read(
+        "auth.check", "bearer-junk", "/auth/check", user="user", headers={"Authorization": "Bearer x"}, mask=LAST_LOGIN
+    ),
+    read("auth.check", "basic", "/auth/check", user="user", headers={"Authorization": "Basic eDp5"}, mask=LAST_LOGIN),
+    read(
         "auth.check",
         "logged-out-everywhere",
         "/auth/check",
