@@ -111,6 +111,14 @@ async def playlist_items(client: UpstreamClient, texts: Texts, playlist_id: str)
     return list(found.values())
 
 
+def key_of(texts: Texts) -> str:
+    """Raises ApiError 400 when there is none."""
+    key = texts.get("youtube_api_key", "").strip()
+    if not key:
+        raise errors.not_configured(YOUTUBE)
+    return key
+
+
 def watch_url(youtube_id: str) -> str:
     return f"https://www.youtube.com/watch?v={youtube_id}"
 
@@ -158,10 +166,7 @@ def _place(spelling: str) -> tuple[str | None, str]:
 async def _ask(
     client: UpstreamClient, texts: Texts, path: str, params: Mapping[str, str], what: str = ""
 ) -> dict[str, Any]:
-    key = texts.get("youtube_api_key", "").strip()
-    if not key:
-        raise errors.not_configured(YOUTUBE)
-    answer: dict[str, Any] = await ask(client, YOUTUBE, texts, path, params={**params, "key": key}, what=what)
+    answer: dict[str, Any] = await ask(client, YOUTUBE, texts, path, params={**params, "key": key_of(texts)}, what=what)
     return answer
 
 

@@ -106,6 +106,14 @@ def playlist_items(texts: dict, playlist_id: str) -> list[PlaylistItem]:
     return list(found.values())
 
 
+def key_of(texts: dict) -> str:
+    """Raises ApiError 400 when there is none."""
+    key = texts.get("youtube_api_key", "").strip()
+    if not key:
+        raise errors.not_configured(YOUTUBE)
+    return key
+
+
 def watch_url(youtube_id: str) -> str:
     return f"https://www.youtube.com/watch?v={youtube_id}"
 
@@ -151,10 +159,7 @@ def place(spelling: str) -> tuple[str | None, str]:
 
 
 def ask(texts: dict, path: str, params: dict, what: str = "") -> dict:
-    key = texts.get("youtube_api_key", "").strip()
-    if not key:
-        raise errors.not_configured(YOUTUBE)
-    return client.ask(YOUTUBE, texts, path, params={**params, "key": key}, what=what)
+    return client.ask(YOUTUBE, texts, path, params={**params, "key": key_of(texts)}, what=what)
 
 
 # --- out of its answers ----------------------------------------------------------------------------------------------

@@ -1,0 +1,146 @@
+"""Which of the videos found is the official one of an artist: a score from 0 to 100, and names out of titles. Pure."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+IN_TITLE = 40  # the artist's name is in the title
+EXACT = 20  # before the dash is that name and nothing else; of a known title: behind it is that title
+OTHER = -20  # before the dash is somebody else; behind it another title
+OWN_CHANNEL = 15
+OFFICIAL = 15
+LIKE_A_SONG = 5  # from 1:30 to 10 minutes; of a known duration: within 5 seconds
+UNLIKE_A_SONG = -20  # below a minute, above 20; of a known duration: half a minute off
+RIGHT_YEAR = 5
+LOWERED = (  # by a word that is neither in the artist's name nor in the title that is looked for; the worst one counts
+    (-45, "cover covers karaoke reaction reacts tutorial lesson tribute parody mashup interview teaser trailer"),
+    (-45, "lyric lyrics audio instrumental"),
+    (-30, "live concert acoustic rehearsal session fan remix"),
+)
+
+_WORST = {word: points for points, words in reversed(LOWERED) for word in words.split()}
+_DASH = re.compile(r"\s+[-–—]+\s+")  # noqa: RUF001  # all kinds of dashes
+_BRACKETS = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
+_TAIL = re.compile(r"\s+official(?:\s+(?:music|lyrics?|hd|4k|video|audio|clip))*\s*$", re.IGNORECASE)
+_GUEST = re.compile(r"\s+(?:feat\b|ft\b|featuring\s).*", re.IGNORECASE)
+_SIGNS = "-–—|()[]:&+,."  # noqa: RUF001
+_OWNERS = ("vevo", "topic", "official", "officialchannel", "music", "tv")
+_SAYING_SO = {"official", "officiel", "oficial"}
+_NOISE = _SAYING_SO | {"music", "video", "videos", "clip", "audio", "lyric", "lyrics", "visualizer", "visualiser"}
+_NOISE |= {"hd", "hq", "uhd", "4k", "1080p", "mv", "full"}
+
+
+class Wanted(NamedTuple):
+    """What is looked for; all but the artist may be unknown. `duration` is in seconds."""
+
+    artist: str
+    title: str | None = None
+    year: int | None = None
+    duration: int | None = None
+
+
+class Candidate(NamedTuple):
+    """What was found; `duration` is in seconds, `year` that of the publication."""
+
+    title: str
+    channel: str = ""
+    year: int | None = None
+    duration: int | None = None
+
+
+def score(wanted: Wanted, found: Candidate) -> int:
+    """How likely the official video of what is wanted has been found, from 0 (it is by somebody else) to 100."""
+    artist, title = _without_article(words(wanted.artist)), words(found.title)
+    named, own = contains(title, artist), _owns(artist, found.channel)
+    if not (named or own):
+        return 0
+    points = IN_TITLE * named + OWN_CHANNEL * own + OFFICIAL * bool(_SAYING_SO & set(title))
+    points += (
+        _exactness(wanted, found.title, own) + _length(wanted.duration, found.duration) + _age(wanted.year, found.year)
+    )
+    innocent = {*artist, *words(wanted.title or "")}
+    points += min((_WORST.get(word, 0) for word in title if word not in innocent), default=0)
+    return min(max(points, 0), 100)
+
+
+def split_title(full: str, channel: str = "") -> tuple[str | None, str]:
+    """Artist and title of `Artist - Title (Official Video)`. Without a dash the artist is who owns the channel."""
+    plain = _cleaned(full) or full.strip()
+    parts = _DASH.split(plain, maxsplit=1)
+    artist, title = parts if len(parts) == 2 else (_owner(channel), plain)
+    artist = _GUEST.sub("", f" {artist}").strip()
+    return artist or None, title.strip().strip('"“”').strip() or plain
+
+
+def words(text: str) -> list[str]:
+    """In small letters without accents and apostrophes; signs are words only where they stand alone: `!!!`."""
+    plain = unicodedata.normalize("NFKD", text.replace("'", "").replace("’", "")).casefold()  # noqa: RUF001
+    plain = "".join(char for char in plain if not unicodedata.combining(char))
+    found: list[str] = []
+    for chunk in plain.split():
+        found += re.findall(r"\w+", chunk) or ([chunk] if chunk.strip(_SIGNS) else [])
+    return found
+
+
+def contains(text: Sequence[str], part: Sequence[str]) -> bool:
+    """Whether the words of `part` stand in `text` one after the other, or written as one."""
+    size = len(part)
+    if not size:
+        return False
+    return "".join(part) in text or any(text[at : at + size] == part for at in range(len(text) - size + 1))
+
+
+def _without_article(name: list[str]) -> list[str]:
+    return name[1:] if len(name) > 1 and name[0] == "the" else name
+
+
+def _owns(artist: Sequence[str], channel: str) -> bool:
+    name = "".join(_without_article(words(channel)))
+    return bool(artist) and name in {"".join(artist) + suffix for suffix in ("", *_OWNERS)}
+
+
+def _owner(channel: str) -> str:
+    return re.sub(r"(?:\s+-\s+topic|vevo|\s+official)\s*$", "", channel, flags=re.IGNORECASE).strip()
+
+
+def _exactness(wanted: Wanted, full: str, own: bool) -> int:
+    artist, title = split_title(full)
+    if wanted.title:
+        asked, given = words(wanted.title), words(title)
+    elif artist is None:
+        return EXACT if own else 0
+    else:
+        asked, given = _without_article(words(wanted.artist)), _without_article(words(artist))
+    if "".join(asked) == "".join(given):
+        return EXACT
+    return 0 if contains(given, asked) else OTHER
+
+
+def _length(wanted: int | None, found: int | None) -> int:
+    if found is None:
+        return 0
+    if wanted is not None:
+        off = abs(wanted - found)
+        return LIKE_A_SONG if off <= 5 else UNLIKE_A_SONG if off > 30 else 0
+    return LIKE_A_SONG if 90 <= found <= 600 else UNLIKE_A_SONG if not 60 <= found <= 1200 else 0
+
+
+def _age(wanted: int | None, found: int | None) -> int:
+    """A video is rarely older than its song, and often put online years later."""
+    if found is None or (wanted is not None and abs(wanted - found) > 1):
+        return 0
+    return RIGHT_YEAR
+
+
+def _cleaned(title: str) -> str:
+    """Without what says only that it is a video."""
+    title = _BRACKETS.sub(lambda match: "" if _is_noise(match[1]) else match[0], title)
+    first, *others = title.split("|")
+    kept = [first, *(part for part in others if not _is_noise(part))]
+    return _TAIL.sub("", " ".join("|".join(kept).split())).strip(" |-")
+
+
+def _is_noise(text: str) -> bool:
+    found = set(words(text))
+    return bool(found & _SAYING_SO) or found <= _NOISE
