@@ -30,6 +30,7 @@ from .frame import Frame, handle_errors, not_found
 from .jobs import Jobs
 from .jwts import Signer
 from .sessions import SessionCookie
+from .upstreams.client import UpstreamClient
 
 ROUTERS = (
     auth,
@@ -66,6 +67,7 @@ def create_app() -> FastAPI:
     app.state.settings = config
     app.state.database = database
     app.state.jobs = Jobs(database)
+    app.state.upstream = _upstream(config)
     app.state.signer = Signer(config.secret_key)
     app.router.default = not_found
     app.add_middleware(
@@ -81,6 +83,20 @@ def create_app() -> FastAPI:
     return app
 
 
+def _upstream(config: Settings) -> UpstreamClient:
+    try:
+        return UpstreamClient(
+            timeout_s=config.upstream_timeout_s,
+            backoff_s=config.upstream_backoff_s,
+            connections=config.upstream_connections,
+            allowed_networks=config.allowed_networks,
+            redis_url=config.redis_url,
+            http2=config.upstream_http2,
+        )
+    except ValueError as error:
+        raise StartupError(f"ALLOWED_NETWORKS or REDIS_URL: {error}") from None
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     database: Database = app.state.database
@@ -93,4 +109,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await app.state.jobs.aclose()
+        await app.state.upstream.aclose()
         await database.dispose()

@@ -1,7 +1,7 @@
 """What the environment says: where things are and which secret signs.
 
 DATABASE_URL, SECRET_KEY, DATA_PATH, LIBRARY_PATH, DOWNLOADS_PATH, REDIS_URL, FFMPEG, BCRYPT_ROUNDS,
-SESSION_COOKIE_SECURE, ALLOWED_NETWORKS, UPSTREAM_TIMEOUT_S, UPSTREAM_BACKOFF_S.
+SESSION_COOKIE_SECURE, ALLOWED_NETWORKS, UPSTREAM_TIMEOUT_S, UPSTREAM_BACKOFF_S, UPSTREAM_CONNECTIONS, UPSTREAM_HTTP2.
 """
 
 import os
@@ -34,6 +34,8 @@ class Settings:
     allowed_networks: str = ""  # private ones that we may fetch from, by commas: "10.1.0.0/16, 127.0.0.1"
     upstream_timeout_s: float = 10.0
     upstream_backoff_s: float = 0.5  # before the first repetition
+    upstream_connections: int = 100  # calls at once
+    upstream_http2: tuple[str, ...] = ()  # origins that need it: "https://api.example.com"
 
     @classmethod
     def load(cls, env: Mapping[str, str] = os.environ) -> "Settings":
@@ -54,6 +56,9 @@ class Settings:
             )
         except ValueError:
             raise StartupError("UPSTREAM_TIMEOUT_S and UPSTREAM_BACKOFF_S must be seconds") from None
+        connections = env.get("UPSTREAM_CONNECTIONS") or "100"
+        if not (connections.isdecimal() and int(connections) > 0):
+            raise StartupError("UPSTREAM_CONNECTIONS must be a whole number above 0")
         return cls(
             database_url=env.get("DATABASE_URL") or f"sqlite:///{data / 'app.sqlite3'}",
             secret_key=secret_key,
@@ -67,6 +72,8 @@ class Settings:
             allowed_networks=env.get("ALLOWED_NETWORKS", ""),
             upstream_timeout_s=timeout_s,
             upstream_backoff_s=backoff_s,
+            upstream_connections=int(connections),
+            upstream_http2=tuple(env.get("UPSTREAM_HTTP2", "").replace(",", " ").split()),
         )
 
 

@@ -1,0 +1,402 @@
+"""The one HTTP client of this process, for everything that is asked on the internet.
+
+httpx's requests and responses, over aiohttp's connections: httpx's own pool searches all connections again and again
+and is slower than threads from 30 calls at once on. Origins that need HTTP/2 get httpx's own transport.
+
+Each call passes, in this order: the guard (guard.py), the breaker (breaker.py) and the limiter (limiter.py) of its
+origin, and a gate of 100 calls at once. It may take `timeout_s` seconds with its body, half of them until it is
+connected; its body is cut off at `max_bytes`. GET and HEAD, which change nothing, follow five redirects and are
+repeated twice after 429, 5xx and broken connections, with back-off and jitter, or as `Retry-After` says.
+"""
+
+import asyncio
+import base64
+import errno
+import logging
+import random
+import ssl
+import time
+import zlib
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlencode, urljoin
+
+import aiohttp
+import httpcore
+import httpx
+import stamina
+from httpx_aiohttp import AiohttpTransport
+
+from fastapi_app.containment import refuse
+
+from . import guard
+from .breaker import REST_S, Breaker
+from .failures import AddressRefused, CircuitOpen, Timeout, TooBusy, TooLarge, Unavailable
+from .http2 import Http2Transport
+from .limiter import Limiter, Rate
+
+__all__ = ["AddressRefused", "CircuitOpen", "Rate", "Timeout", "TooBusy", "TooLarge", "Unavailable", "UpstreamClient"]
+
+CONNECTIONS = 100
+IDLE_S = 15.0  # aiohttp cannot keep just 20 connections; unused ones go after this time
+MAX_BYTES = 2_000_000
+ATTEMPTS = 3
+PATIENCE_S = 2.0  # longer than this `Retry-After` is for the caller to honour
+MAX_BACKOFF_S = 5.0
+REDIRECTS = 5
+MAX_ORIGINS = 1000  # remembered; addresses that users enter are without number
+
+HEADERS = {"accept": "*/*", "accept-encoding": "gzip", "user-agent": "MusicVideos/1.0 (self-hosted video manager)"}
+_SAFE = ("GET", "HEAD")
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    content: bytes | None
+    max_bytes: int
+    timeout_s: float
+    rate: Rate | None
+
+
+@dataclass(slots=True)
+class Origin:
+    """What has been seen of one origin since the process began. Every attempt is a call."""
+
+    breaker: Breaker
+    calls: int = 0
+    failures: int = 0  # no answer, 429 and 5xx
+    retries: int = 0
+    in_flight: int = 0
+    seconds: float = 0.0  # of all calls that have ended
+    slowest_s: float = 0.0
+
+    def report(self) -> dict[str, Any]:
+        ended = self.calls - self.in_flight
+        return {
+            "calls": self.calls,
+            "failures": self.failures,
+            "retries": self.retries,
+            "in_flight": self.in_flight,
+            "mean_ms": round(self.seconds / ended * 1000, 1) if ended else 0.0,
+            "slowest_ms": round(self.slowest_s * 1000, 1),
+            "breaker": self.breaker.state,
+        }
+
+
+@dataclass(slots=True)
+class _Wires:
+    """What belongs to one event loop and must be closed in it."""
+
+    gate: asyncio.Semaphore
+    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    http1: httpx.AsyncBaseTransport | None = None
+    http2: httpx.AsyncBaseTransport | None = None
+
+
+class _Again(Exception):
+    """An answer after which the call may be repeated. `wait_s`: as the answer says; True: as usual."""
+
+    def __init__(self, response: httpx.Response, wait_s: float | bool) -> None:
+        super().__init__(response.status_code)
+        self.response, self.wait_s = response, wait_s
+
+
+class UpstreamClient:
+    """Make one per process, `aclose` it at the end; nothing is opened before the first call.
+
+    `redis_url` shares the limiter's buckets; `http2`: origins, spoken to in HTTP/2 only. Raises ValueError for
+    networks or a Redis URL that are none.
+    """
+
+    def __init__(  # noqa: PLR0913 - all have defaults
+        self,
+        *,
+        timeout_s: float = 10.0,
+        backoff_s: float = 0.5,
+        connections: int = CONNECTIONS,
+        allowed_networks: str = "",
+        redis_url: str = "",
+        http2: Iterable[str] = (),
+        rest_s: float = REST_S,
+    ) -> None:
+        self._timeout_s, self._backoff_s, self._connections, self._rest_s = timeout_s, backoff_s, connections, rest_s
+        self._guard, self._limiter = guard.Guard(allowed_networks), Limiter(redis_url)
+        self._http2 = frozenset(http2)
+        self._origins: dict[str, Origin] = {}  # the one used last is the last
+        self._wires = _Wires(asyncio.Semaphore(connections))
+
+    async def request(  # noqa: PLR0913 - as httpx has them
+        self,
+        method: str,
+        url: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        form: Mapping[str, str] | None = None,
+        auth: tuple[str, str] | None = None,
+        max_bytes: int = MAX_BYTES,
+        timeout_s: float | None = None,
+        repeat: bool | None = None,
+        rate: Rate | None = None,
+    ) -> httpx.Response:
+        """The answer, whatever its status, with its whole body. `max_bytes` 0: the body is not read at all.
+
+        `repeat` says that a call which is not GET or HEAD may be repeated, or that one which is may not. A header that
+        the caller gives goes to the origin of `url` only. Raises Unavailable, or one of its subclasses; PermissionError
+        in a contained request.
+        """
+        refuse("http", f"{method} {url.partition('?')[0]}")
+        if params:
+            url += ("&" if "?" in url else "?") + urlencode(params, errors="replace")
+        own = {name.lower(): value for name, value in (headers or {}).items()}
+        if form is not None:
+            content, own["content-type"] = (
+                urlencode(form, errors="replace").encode(),
+                "application/x-www-form-urlencoded",
+            )
+        if auth is not None:
+            own["authorization"] = "Basic " + base64.b64encode(":".join(auth).encode(errors="replace")).decode()
+        call = _Call(method, url, HEADERS | own, content, max_bytes, timeout_s or self._timeout_s, rate)
+        repeat = method in _SAFE if repeat is None else repeat
+        for _ in range(1 + REDIRECTS):
+            response = await (self._repeated(call) if repeat else self._attempt(call))
+            if (onward := _redirected(call, response)) is None:
+                return response
+            call = onward
+        raise Unavailable
+
+    def breaker(self, url: str) -> Breaker:
+        """The one of the URL's origin."""
+        return self._origin(guard.origin(url)).breaker
+
+    def statistics(self) -> dict[str, Any]:
+        """Per origin: calls, failures, retries, in_flight, mean_ms, slowest_ms and the state of its breaker."""
+        return {
+            "connections": self._connections,
+            "in_flight": sum(origin.in_flight for origin in self._origins.values()),
+            "origins": {name: origin.report() for name, origin in self._origins.items()},
+        }
+
+    def forget(self) -> None:
+        """All that has been seen, as if the process had just begun. Buckets in Redis stay."""
+        self._origins.clear()
+        self._limiter.forget()
+
+    async def aclose(self) -> None:
+        """Close all connections. The next call opens new ones, also in another event loop."""
+        wires, self._wires = self._wires, _Wires(asyncio.Semaphore(self._connections))
+        for transport in (wires.http1, wires.http2):
+            if transport is not None:
+                await transport.aclose()
+        await self._limiter.aclose()
+
+    async def _repeated(self, call: _Call) -> httpx.Response:
+        attempts = stamina.retry_context(
+            on=_again,
+            attempts=ATTEMPTS,
+            timeout=None,
+            wait_initial=self._backoff_s,
+            wait_jitter=self._backoff_s,
+            wait_max=MAX_BACKOFF_S,
+        )
+        try:
+            async for attempt in attempts:
+                with attempt:
+                    response = await self._attempt(call, again=attempt.num > 1)
+                    wait_s = self._wait_after(response)
+                    if wait_s is not False:
+                        raise _Again(response, wait_s)  # noqa: TRY301 - stamina repeats after exceptions only
+                    return response
+        except _Again as last:
+            return last.response
+        raise AssertionError("stamina gives up by raising")
+
+    def _wait_after(self, response: httpx.Response) -> float | bool:
+        """Seconds; True: back off as usual; False: do not repeat."""
+        if not _failed(response):
+            return False
+        asked_s = retry_after(response)
+        if asked_s is None:
+            return True
+        # Jitter, or all who were told the same come back together.
+        return asked_s <= PATIENCE_S and asked_s + random.uniform(0, self._backoff_s)  # noqa: S311
+
+    async def _attempt(self, call: _Call, *, again: bool = False) -> httpx.Response:
+        guard.check(call.url)
+        name = guard.origin(call.url)
+        origin = self._origin(name)
+        origin.breaker.check()
+        if call.rate is not None:
+            await self._limiter.wait(name, call.rate)
+        async with self._turn():
+            pass_number, well, began = origin.breaker.enter(), None, time.monotonic()
+            origin.calls += 1
+            origin.retries += again
+            origin.in_flight += 1
+            try:
+                response = await self._exchange(call, name)
+                well = not _failed(response)
+            except AddressRefused:
+                raise
+            except Unavailable as error:
+                well = isinstance(error, TooLarge)  # it answers
+                raise
+            finally:
+                took_s = time.monotonic() - began
+                origin.breaker.leave(pass_number, well)
+                origin.in_flight -= 1
+                origin.failures += well is False
+                origin.seconds += took_s
+                origin.slowest_s = max(origin.slowest_s, took_s)
+        return response
+
+    async def _exchange(self, call: _Call, origin: str) -> httpx.Response:
+        transport = await self._transport(origin)
+        connect_s = call.timeout_s / 2
+        limits = {"connect": connect_s, "pool": connect_s, "read": call.timeout_s, "write": call.timeout_s}
+        try:
+            async with asyncio.timeout(call.timeout_s):
+                request = httpx.Request(
+                    call.method, call.url, headers=call.headers, content=call.content, extensions={"timeout": limits}
+                )
+                response = await transport.handle_async_request(request)
+                try:
+                    body = await _read(response, call.max_bytes)
+                finally:
+                    await response.aclose()
+        except TimeoutError:
+            logger.warning("%s: no answer within %g s", origin, call.timeout_s)
+            raise Timeout from None
+        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError, zlib.error) as error:
+            logger.warning("%s: %s", origin, type(error.__cause__ or error).__name__)
+            raise _failure(error) from None
+        return httpx.Response(response.status_code, headers=_kept(response.headers), content=body, request=request)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One of so many calls at once; first come, first served."""
+        gate = self._wires.gate
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await gate.acquire()
+        except TimeoutError:
+            raise TooBusy from None
+        try:
+            yield
+        finally:
+            gate.release()
+
+    async def _transport(self, origin: str) -> httpx.AsyncBaseTransport:
+        wires = self._wires
+        async with wires.opening:
+            if origin in self._http2:
+                wires.http2 = wires.http2 or Http2Transport(self._guard, await _tls())
+                return wires.http2
+            wires.http1 = wires.http1 or self._http1_transport(await _tls())
+            return wires.http1
+
+    def _http1_transport(self, tls: ssl.SSLContext) -> AiohttpTransport:
+        def session() -> aiohttp.ClientSession:
+            connector = aiohttp.TCPConnector(
+                limit=0,  # the gate counts
+                ssl=tls,
+                keepalive_timeout=IDLE_S,
+                socket_factory=self._guard.socket,
+            )
+            return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+        return AiohttpTransport(client=session, verify=tls)
+
+    def _origin(self, name: str) -> Origin:
+        origin = self._origins.pop(name, None) or Origin(Breaker(rest_s=self._rest_s))
+        self._origins[name] = origin
+        if len(self._origins) > MAX_ORIGINS:
+            del self._origins[next(iter(self._origins))]
+        return origin
+
+
+async def _tls() -> ssl.SSLContext:
+    """One for each transport, for httpx changes it. It takes 20 ms to read all certificates."""
+    return await asyncio.to_thread(httpx.create_ssl_context)
+
+
+def retry_after(response: httpx.Response) -> float | None:
+    """Seconds, 0 at least; None when the answer says nothing that could be understood."""
+    value = response.headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdecimal():
+        return float(value[:10])
+    try:
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _again(error: Exception) -> bool | float:
+    """Whether and when to repeat, for stamina."""
+    if isinstance(error, _Again):
+        return error.wait_s
+    refused = (AddressRefused, CircuitOpen, TooBusy, TooLarge)
+    return isinstance(error, Unavailable) and not isinstance(error, refused)
+
+
+def _failed(response: httpx.Response) -> bool:
+    """4xx other than 429 are answers: what is missing says nothing about the others."""
+    return response.status_code >= 500 or response.status_code == 429
+
+
+def _redirected(call: _Call, response: httpx.Response) -> _Call | None:
+    """The call that a redirect asks for. Keys and other headers of the caller do not go to another origin."""
+    location = response.headers.get("location")
+    if call.method not in _SAFE or response.status_code not in _REDIRECTS or not location:
+        return None
+    try:
+        url = urljoin(call.url, location)
+    except ValueError:
+        raise AddressRefused from None
+    guard.check(url)
+    if guard.origin(url) == guard.origin(call.url):
+        return replace(call, url=url)
+    return replace(call, url=url, headers=HEADERS, rate=None)
+
+
+async def _read(response: httpx.Response, max_bytes: int) -> bytes:
+    """The body as it was before its transport; never unpacks more than `max_bytes`. Raises TooLarge."""
+    body = bytearray()
+    if not max_bytes:
+        return b""
+    coding = response.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", "gzip", "x-gzip", ""):
+        raise httpx.DecodingError("not asked for")
+    unpacked = zlib.decompressobj(zlib.MAX_WBITS | 16) if "gzip" in coding else None
+    async for chunk in response.aiter_raw():
+        body += unpacked.decompress(chunk, max_bytes + 1 - len(body)) if unpacked else chunk
+        if len(body) > max_bytes:
+            raise TooLarge
+    if unpacked and body and not unpacked.eof:
+        raise httpx.DecodingError("cut off")
+    return bytes(body)
+
+
+def _kept(headers: httpx.Headers) -> list[tuple[bytes, bytes]]:
+    """Without those that are about the body's transport."""
+    transport = (b"content-encoding", b"content-length", b"transfer-encoding")
+    return [(name, value) for name, value in headers.raw if name.lower() not in transport]
+
+
+def _failure(error: Exception) -> Unavailable:
+    cause = error.__cause__ or error
+    if isinstance(cause, TimeoutError | httpcore.TimeoutException):
+        return Timeout()
+    if getattr(cause, "errno", None) == errno.EACCES or isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+        return AddressRefused()
+    return Unavailable()

@@ -1,0 +1,83 @@
+"""Which addresses this machine may connect to: those of the public internet, and private ones that are listed.
+
+A name is never judged, only the very address that a socket is about to be connected to. So a name that resolves
+differently the second time, a redirect, and odd spellings (`127.1`, `0x7f000001`, `[::ffff:10.0.0.1]`, `localhost.`)
+need no rules of their own.
+"""
+
+import errno
+import re
+import socket
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any
+from urllib.parse import urlsplit
+
+from .failures import AddressRefused
+
+MAX_URL = 8_000  # characters
+
+_NEVER_IN_A_URL = re.compile(r"[\x00-\x20\x7f\\]")
+_GLOBAL_UNICAST = ip_network("2000::/3")
+_NAT64 = ip_network("64:ff9b::/96")  # an IPv4 address in the last 32 bits
+
+
+class RefusedAddress(OSError):
+    """As the socket layer sees it."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EACCES, "the address is not allowed")
+
+
+class Guard:
+    """`allowed`: networks or addresses, by commas: "10.1.0.0/16, 127.0.0.1". Raises ValueError for anything else."""
+
+    def __init__(self, allowed: str = "") -> None:
+        entries = (entry.strip() for entry in allowed.split(","))
+        self._allowed: list[IPv4Network | IPv6Network] = [ip_network(entry, strict=False) for entry in entries if entry]
+
+    def allows(self, address: str) -> bool:
+        """Whether an address, as `getaddrinfo` gives it, may be connected to. A zone (`%eth0`) says nothing."""
+        ip = _unwrapped(ip_address(address.partition("%")[0]))
+        return any(ip in network for network in self._allowed) or _is_public(ip)
+
+    def socket(self, address_info: tuple[Any, ...]) -> socket.socket:
+        """A socket for one answer of `getaddrinfo`, to be connected to it. Raises RefusedAddress."""
+        family, kind, protocol, _, address = address_info
+        if not self.allows(address[0]):
+            raise RefusedAddress
+        return socket.socket(family, kind, protocol)
+
+
+def check(url: str) -> None:
+    """Raises AddressRefused for what no connection could be made from: only http and https, and nobody signs in."""
+    try:
+        parts = urlsplit(url)
+        fine = bool(parts.hostname) and parts.username is None and parts.password is None and parts.port != 0
+    except ValueError:
+        raise AddressRefused from None
+    if not fine or parts.scheme not in ("http", "https") or len(url) > MAX_URL or _NEVER_IN_A_URL.search(url):
+        raise AddressRefused
+
+
+def origin(url: str) -> str:
+    """`https://example.com:8443`: lower case, the port only where it is unusual. The URL has passed `check`."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    host = f"[{host}]" if ":" in host else host
+    usual = {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{host}" + ("" if parts.port in (None, usual) else f":{parts.port}")
+
+
+def _unwrapped(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address that an IPv6 address stands for, if it does."""
+    if isinstance(ip, IPv4Address):
+        return ip
+    if ip in _NAT64:
+        return IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour or ip
+
+
+def _is_public(ip: IPv4Address | IPv6Address) -> bool:
+    if isinstance(ip, IPv6Address) and ip not in _GLOBAL_UNICAST:
+        return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
