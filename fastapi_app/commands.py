@@ -206,6 +206,7 @@ class _Job:
         self._lock = threading.Lock()  # held while its number is used: the number of a reaped one may be another's
         self._process: subprocess.Popen[bytes] | None = None
         self._began = self._ended = 0.0
+        self._gone = False  # but for its number: it is a zombie
         self.code: int | None = None
         self.why: CommandError | None = None  # why it was killed
 
@@ -314,7 +315,7 @@ class _Job:
                     break
                 for watched, _ in ready:
                     if watched == program:
-                        ended = True
+                        ended = self._gone = True
                         self.kill()  # what it left behind
                     elif pipes[watched].add(os.read(watched, CHUNK)):
                         continue
@@ -334,9 +335,10 @@ class _Job:
         process = self._process
         if process is None:
             return
-        self.kill()
-        with suppress(ChildProcessError):
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        if not self._gone:
+            self.kill()
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
             self.code, self._process = process.wait(), None
         self._ended = monotonic()
@@ -371,14 +373,15 @@ class _Tail(asyncio.Protocol):
 async def _in_thread(threads: Executor, job: _Job, work: Callable[[], T]) -> T:
     """The result of `work`. When nobody wants it any more, the job is killed and the end of `work` awaited."""
     future = threads.submit(work)
-    result = asyncio.wrap_future(future)
     try:
-        return await asyncio.shield(result)
+        return await asyncio.wrap_future(future)
     except asyncio.CancelledError:
         job.kill(CommandStopped(f"nobody waits for {job.name} any more"))
         if not future.cancel():
+            loop, ended = asyncio.get_running_loop(), asyncio.Event()
+            future.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
             with anyio.CancelScope(shield=True):
-                await asyncio.wait([result])
+                await ended.wait()
         raise
 
 
