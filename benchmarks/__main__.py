@@ -2,7 +2,7 @@
 
 import argparse
 
-from . import bridges, flags, fuzz, instruments, mutants, overhead, rollouts, routes, writes
+from . import bridges, flags, fuzz, instruments, mutants, overhead, pages, rollouts, routes, writes
 from .harness import Plan
 
 BENCHMARKS = {
@@ -14,6 +14,7 @@ BENCHMARKS = {
     "rollouts": rollouts,
     "mutants": mutants,
     "writes": writes,
+    "pages": pages,
     "fuzz": fuzz,
 }
 

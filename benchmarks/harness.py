@@ -59,6 +59,7 @@ class Cell:
     connections: int
     method: str = "GET"
     body_bytes: int = 0
+    cookie: str = ""
     target: float | None = None
 
 
@@ -130,7 +131,12 @@ def measure(port: int, cell: Cell, seconds: int) -> Measured:
         sys.exit("wrk is missing: ./dev bench installs it")
     command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{cell.connections}", f"-d{seconds}s", "--timeout", "30s"]
     command += ["-s", str(HERE / "load.lua"), f"http://127.0.0.1:{port}{cell.path}"]
-    env = {**os.environ, "BENCH_METHOD": cell.method, "BENCH_BODY_BYTES": str(cell.body_bytes)}
+    env = {
+        **os.environ,
+        "BENCH_METHOD": cell.method,
+        "BENCH_BODY_BYTES": str(cell.body_bytes),
+        "BENCH_COOKIE": cell.cookie,
+    }
     done = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"wrk failed: {done.stderr.strip()}")

@@ -1,5 +1,9 @@
 -- One request, described by the environment; the summary as one line that a program can read.
 wrk.method = os.getenv("BENCH_METHOD") or "GET"
+local cookie = os.getenv("BENCH_COOKIE") or ""
+if cookie ~= "" then
+  wrk.headers["Cookie"] = cookie
+end
 local size = tonumber(os.getenv("BENCH_BODY_BYTES") or "0")
 if size > 0 then
   wrk.body = string.rep("x", size)

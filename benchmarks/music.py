@@ -1,0 +1,49 @@
+"""The reference application with one route more: it shows 50 artists that were read long ago, and asks no database."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from flask import Flask
+from sqlalchemy import select
+from starlette.requests import Request
+from starlette.responses import Response
+
+import fastapi_app
+import fastapi_app.artists
+import fastapi_app.http
+import fastapi_app.models
+import legacy_flask
+import legacy_flask.artists
+import legacy_flask.db
+import legacy_flask.http
+import legacy_flask.models
+
+ROWS = 50
+
+
+def make_flask() -> Flask:
+    app = legacy_flask.create_app()
+    with app.app_context():
+        artists = legacy_flask.db.get_session().scalars(select(legacy_flask.models.Artist).limit(ROWS)).all()
+
+    @app.get("/page")
+    def page() -> Any:
+        rows = [legacy_flask.artists.artist_json(artist, 3) for artist in artists]
+        return legacy_flask.http.paged("artists", rows, 2000, 1, ROWS)
+
+    return app
+
+
+def make_port() -> FastAPI:
+    app = fastapi_app.create_app()
+    kept: list[Any] = []
+
+    @app.get("/page")
+    async def page(request: Request) -> Response:
+        if not kept:
+            async with request.app.state.database.connect() as connection:
+                kept.extend((await connection.execute(fastapi_app.artists.filtered("", None, None).limit(ROWS))).all())
+        rows = [fastapi_app.artists.artist_json(artist) for artist in kept]
+        return fastapi_app.http.paged("artists", rows, 2000, 1, ROWS)
+
+    return app
