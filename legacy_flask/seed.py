@@ -56,7 +56,7 @@ SETTINGS = (
     ("preferred_quality", "1080p", "Quality asked for when downloading", False),
     ("max_concurrent_downloads", "3", "Downloads at the same time", False),
     ("auto_organize_downloads", "true", "Move finished downloads into the library", False),
-    ("discovery_threshold", "0.7", "Match score from which a video is taken", False),
+    ("discovery_threshold", "60", "Match score from which a video is taken", False),
     ("youtube_api_key", "", "YouTube Data API v3", True),
     ("imvdb_api_key", "", "IMVDb", True),
     ("spotify_client_id", "", "Spotify", False),

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import settings
 
 from tests.support.databases import mariadb
+from tests.support.upstreams import Upstream
+from tests.support.upstreams import upstream as serve_upstream
 
 settings.register_profile("reproducible", derandomize=True)  # the same examples everywhere: a failure can be repeated
 settings.load_profile("reproducible")
@@ -16,3 +18,17 @@ def mariadb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A private server, one per test process: `mysql://root@127.0.0.1:PORT`."""
     with mariadb(tmp_path_factory.mktemp("mariadb")) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def _upstream() -> Iterator[Upstream]:
+    with serve_upstream() as running:
+        yield running
+
+
+@pytest.fixture
+def upstream(_upstream: Upstream) -> Iterator[Upstream]:
+    """The services of the internet, well and without calls; one per test process."""
+    _upstream.reset()
+    yield _upstream
+    _upstream.reset()

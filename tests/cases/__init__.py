@@ -9,7 +9,8 @@
 3. sends the cases of `setup`, then executes the statements of `sql`;
 4. sends the case: `sent_headers`, `target` and the body as they stand. `{etag}` and `{last_modified}` in a header are
    those of the last answer of `setup`; `{session}` and `{csrf_token}` are the user's cookies, which a `Cookie` header
-   replaces.
+   replaces; `{upstream}` in a target, a JSON body or `sql` is the address of the stub upstream. Dials of `outside` are
+   set from the request until nothing that it began still runs.
 
 The status must be `expect_status`. All else must be equal on both sides: the answer, the rows (times, tokens and salts
 of the request aside) and the files under LIBRARY_PATH and DATA_PATH/thumbnails. `mask` names what may differ in the

@@ -20,29 +20,29 @@ BOUNDARY = "parity"
 
 def play(world: World, case: Case, turns: Sequence[str]) -> tuple[Observation, Traces]:
     """The answer to the case and what is left behind, when these sides answer its requests."""
-    world.snapshot.restore()
+    world.restore()
     cookies = {user: sign_in(world, user) for user in dict.fromkeys(step.user for step in (*case.setup, case))}
     words: dict[str, str] = {}
     for step, side in zip(case.setup, turns, strict=False):
-        answer = world.ask(side, request(step, cookies[step.user], words))
+        with world.outside(step.outside):
+            answer = world.ask(side, request(world, step, cookies[step.user], words))
         assert answer.status == step.expect_status, f"{step.id}: {answer.body!r}"
         words = {"etag": header(answer, "etag"), "last_modified": header(answer, "last-modified")}
-    world.settle()
-    world.execute(case.sql)
-    answer = world.ask(turns[-1], request(case, cookies[case.user], words))
-    world.settle()
+    world.execute(fill(statement, {"upstream": world.upstream.url}) for statement in case.sql)
+    with world.outside(case.outside):
+        answer = world.ask(turns[-1], request(world, case, cookies[case.user], words))
     return answer, world.snapshot.traces()
 
 
 def play_all(world: World, steps: Sequence[Case], side: str) -> tuple[list[Observation], Traces]:
     """The answers of one side to all of them, and what is left behind."""
-    world.snapshot.restore()
+    world.restore()
     cookies = {user: sign_in(world, user) for user in dict.fromkeys(step.user for step in steps)}
     words: dict[str, str] = {}
     answers = []
     for step in steps:
-        answer = world.ask(side, request(step, cookies[step.user], words))
-        world.settle()
+        with world.outside(step.outside):
+            answer = world.ask(side, request(world, step, cookies[step.user], words))
         words = {"etag": header(answer, "etag"), "last_modified": header(answer, "last-modified")}
         answers.append(answer)
     return answers, world.snapshot.traces()
@@ -64,15 +64,18 @@ def header(answer: Observation, name: str) -> str:
     return next((value for key, value in answer.headers if key.lower() == name), "")
 
 
-def request(case: Case, cookies: Mapping[str, str], words: Mapping[str, str]) -> Request:
+def request(world: World, case: Case, cookies: Mapping[str, str], words: Mapping[str, str]) -> Request:
     """What the client of this case sends; `words` fill the placeholders of its headers."""
+    outside = {"upstream": world.upstream.url}
     body, content_type = encode(case)
+    if case.json is not None:
+        body = fill(body.decode(), outside).encode()
     sent = {"Content-Type": content_type} if content_type else {}
     if cookies:
         sent["Cookie"] = "; ".join(f"{name}={value}" for name, value in cookies.items())
     known = {**words, "session": cookies.get("mv_session", ""), "csrf_token": cookies.get("csrf_token", "")}
     sent |= {name: fill(value, known) for name, value in case.sent_headers.items()}
-    return Request(case.method, case.target, tuple(sent.items()), body)
+    return Request(case.method, fill(case.target, outside), tuple(sent.items()), body)
 
 
 def fill(template: str, words: Mapping[str, str]) -> str:

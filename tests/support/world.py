@@ -1,17 +1,20 @@
-"""One database, both reference applications on it, and the gateway in front; all in this process."""
+"""One database, both reference applications on it, the gateway in front and the services they ask; in this process."""
 
 import asyncio
 import os
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 from urllib.parse import unquote_to_bytes
 
 from fastapi import FastAPI
 from flask import Flask
+from sqlalchemy import insert, update
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 import fastapi_app
@@ -23,10 +26,12 @@ from gateway.model import Backend, FlagSet, Observation
 from gateway.routes import RouteTable, hand_over
 from gateway.settings import Settings
 from gateway.wsgi import WsgiBackend
+from legacy_flask.models import Setting
 from legacy_flask.seed import seed
 
 from .asgi import Lifespan, ask
 from .traces import Snapshot
+from .upstreams import upstream
 
 ROOT = Path(__file__).parents[2]
 ALONE = "Flask alone"
@@ -56,9 +61,12 @@ class Request:
 
 
 class World:
-    """`database_url` names an empty database, `home` an empty folder. Filled with the small library."""
+    """`database_url` names an empty database, `home` an empty folder. Filled with the small library; services on the
+    internet are the stub `upstream`."""
 
     def __init__(self, database_url: str, home: Path) -> None:
+        self._rest = ExitStack()
+        self.upstream = self._rest.enter_context(upstream())
         env = {
             "DATABASE_URL": database_url,
             "SECRET_KEY": secrets.token_hex(32),
@@ -74,7 +82,9 @@ class World:
             self._alone, behind, port = legacy_flask.create_app(), legacy_flask.create_app(), fastapi_app.create_app()
         seed(self._alone, "small", demo=True)
         self._engines = [app.extensions["engine"] for app in (self._alone, behind)]
+        self._set(self.upstream.settings)
         self.snapshot = Snapshot(self._engines[0], home / "live", home / "keep")
+        self._behind, self._port = behind, port
         self._gateway, self._flags = _compose(behind, port, home / "state")
         self._runner = asyncio.Runner()
         self._lifespan = Lifespan(self._gateway)
@@ -86,6 +96,26 @@ class World:
         self._runner.close()
         for engine in self._engines:
             engine.dispose()
+        self._rest.close()
+
+    def restore(self) -> None:
+        """As it was in the beginning: rows, files, and what the applications know of the services."""
+        self.snapshot.restore()
+        self.upstream.reset()
+        known = [app.extensions.get("upstream") for app in (self._alone, self._behind)]
+        for client in (*known, getattr(self._port.state, "upstream", None)):
+            if hasattr(client, "forget"):
+                client.forget()
+
+    @contextmanager
+    def outside(self, dials: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+        """Meanwhile the services misbehave like this, until all that was begun is done."""
+        self.upstream.dial(dials)
+        try:
+            yield
+            self.settle()
+        finally:
+            self.upstream.dial({})
 
     def settle(self) -> None:
         """Until no job runs and nothing waits to be delivered: what goes on after an answer belongs to the case."""
@@ -97,6 +127,12 @@ class World:
     def _busy(self) -> bool:
         with self._engines[0].connect() as connection:
             return any(connection.exec_driver_sql(query).scalar() for query in _UNFINISHED)
+
+    def _set(self, settings: Mapping[str, str]) -> None:
+        with self._engines[0].execution_options(write=True).begin() as connection:
+            for key, value in settings.items():
+                if not connection.execute(update(Setting).where(Setting.key == key).values(value=value)).rowcount:
+                    connection.execute(insert(Setting).values(key=key, value=value))
 
     def execute(self, statements: Iterable[str]) -> None:
         with self._engines[0].execution_options(write=True).begin() as connection:

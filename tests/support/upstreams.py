@@ -1,0 +1,67 @@
+"""The stub upstream beside the tests, on a port of its own."""
+
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from tests.upstream import KEY, SPOTIFY_ID, SPOTIFY_SECRET, Control, create_app
+
+from .processes import wait_until
+
+
+class Upstream:
+    """What `tests.upstream` describes, without its HTTP control: this process has it at hand."""
+
+    def __init__(self, url: str, control: Control) -> None:
+        self.url = url
+        self._control = control
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """With which the reference application asks here, with the right keys and as quickly as it can."""
+        services = ("youtube", "imvdb", "spotify", "lastfm", "wikipedia")
+        return {
+            **{f"{service}_url": f"{self.url}/{service}" for service in services},
+            **{f"{service}_per_second": "0" for service in services},
+            "spotify_token_url": f"{self.url}/spotify-token",
+            "youtube_api_key": KEY,
+            "imvdb_api_key": KEY,
+            "lastfm_api_key": KEY,
+            "spotify_client_id": SPOTIFY_ID,
+            "spotify_client_secret": SPOTIFY_SECRET,
+        }
+
+    def dial(self, dials: Mapping[str, Mapping[str, Any]]) -> None:
+        """Replace all dials."""
+        self._control.set_dials(dials)
+
+    def calls(self, service: str = "") -> list[dict[str, Any]]:
+        """Those of one service, or all, since the last `reset`."""
+        return [call for call in self._control.calls if service in ("", call["service"])]
+
+    def reset(self) -> None:
+        """No dials, no calls."""
+        self._control.set_dials({})
+        self._control.calls.clear()
+
+
+@contextmanager
+def upstream() -> Iterator[Upstream]:
+    control = create_app()
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    config = uvicorn.Config(control, log_level="error", access_log=False, ws="none", lifespan="off", loop="asyncio")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],), name="upstream", daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: server.started, "the stub upstream to listen")
+        yield Upstream(f"http://127.0.0.1:{listener.getsockname()[1]}", control)
+    finally:
+        server.should_exit = True
+        server.force_exit = True  # what still waits for a slow answer need not have it
+        thread.join()
+        listener.close()
