@@ -8,16 +8,16 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from fastapi_app.settings import as_number
+from fastapi_app.settings import DEFAULTS, as_number
 
 from . import errors
 from .client import MAX_BYTES, Rate, TooLarge, Unavailable, UpstreamClient, retry_after
-from .errors import YOUTUBE, Service
+from .errors import Service
 from .guard import check, origin
 
 MAX_WAIT_S = 3600  # that a client is told
 _QUOTA = {"quotaExceeded", "dailyLimitExceeded"}
-_BAD_KEY = {"keyInvalid", "API_KEY_INVALID"}  # YouTube says it with 400
+_BAD_KEY = {"keyInvalid", "API_KEY_INVALID", "invalid_client"}  # YouTube and Spotify say it with 400
 
 
 class Unreachable(Exception):
@@ -100,16 +100,17 @@ def _address(service: Service, texts: Mapping[str, str], path: str) -> str:
 
 
 def _rate(service: Service, texts: Mapping[str, str]) -> Rate | None:
-    per_second = as_number(texts[f"{service.key}_per_second"], 0)
+    key = f"{service.key}_per_second"
+    per_second = as_number(texts[key], float(DEFAULTS[key]))
     return Rate(max(per_second, 0.001)) if per_second else None
 
 
 def _refused(service: Service, response: httpx.Response, what: str) -> NoReturn:
-    status, reasons = response.status_code, _reasons(response.content) if service == YOUTUBE else set()
+    status, reasons = response.status_code, _reasons(response.content)
     if status == 403 and reasons & _QUOTA:
         raise errors.quota_used_up(service)
     if status in (401, 403) or (status == 400 and reasons & _BAD_KEY):
-        raise errors.key_refused(service)
+        raise errors.key_refused(service, status)
     if status == 404 and what:
         raise errors.not_found(service, what)
     if status == 429:
@@ -135,9 +136,12 @@ def _no_number(name: str) -> NoReturn:
 
 
 def _reasons(body: bytes) -> set[str]:
-    """Of an error in Google's words: `{"error": {"errors": [{"reason": …}], "details": [{"reason": …}]}}`."""
+    """Of an error in Google's words: `{"error": {"errors": [{"reason": …}], "details": [{"reason": …}]}}`, or in
+    OAuth's: `{"error": …}`."""
     try:
         error = json.loads(body)["error"]
+        if isinstance(error, str):
+            return {error}
         found = [*error.get("errors", []), *error.get("details", [])]
         return {str(entry.get("reason")) for entry in found}
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):

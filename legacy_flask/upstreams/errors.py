@@ -30,14 +30,22 @@ def not_configured(service: Service) -> ApiError:
     )
 
 
-def key_refused(service: Service) -> ApiError:
-    return ApiError(
+class KeyRefused(ApiError):
+    """`was` is the status with which the service refused it."""
+
+    was = 0
+
+
+def key_refused(service: Service, was: int = 0) -> KeyRefused:
+    error = KeyRefused(
         400,
         f"{service.name} refused the key",
         message=f"The key of {service.name} is wrong, or it has been withdrawn",
         action="Store another one in the settings",
         help_url=service.help_url,
     )
+    error.was = was
+    return error
 
 
 def quota_used_up(service: Service) -> ApiError:
