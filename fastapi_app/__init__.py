@@ -29,8 +29,10 @@ from .db import Database, DatabaseUnavailable
 from .frame import Frame, handle_errors, not_found
 from .jobs import Jobs
 from .jwts import Signer
+from .outbox import Outbox
 from .sessions import SessionCookie
 from .upstreams.client import UpstreamClient
+from .upstreams.spotify import Spotify
 
 ROUTERS = (
     auth,
@@ -68,6 +70,8 @@ def create_app() -> FastAPI:
     app.state.database = database
     app.state.jobs = Jobs(database)
     app.state.upstream = _upstream(config)
+    app.state.spotify = Spotify(app.state.upstream)
+    app.state.outbox = Outbox(database, app.state.upstream, config.upstream_backoff_s)
     app.state.signer = Signer(config.secret_key)
     app.router.default = not_found
     app.add_middleware(
@@ -105,9 +109,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     except DatabaseUnavailable as error:
         app.state.refusal = str(error)
         raise
+    if not app.state.settings.shadow:
+        await app.state.outbox.begin()
     try:
         yield
     finally:
         await app.state.jobs.aclose()
+        await app.state.outbox.aclose()
         await app.state.upstream.aclose()
         await database.dispose()

@@ -1,7 +1,8 @@
 """What the environment says: where things are and which secret signs.
 
 DATABASE_URL, SECRET_KEY, DATA_PATH, LIBRARY_PATH, DOWNLOADS_PATH, REDIS_URL, FFMPEG, BCRYPT_ROUNDS,
-SESSION_COOKIE_SECURE, ALLOWED_NETWORKS, UPSTREAM_TIMEOUT_S, UPSTREAM_BACKOFF_S, UPSTREAM_CONNECTIONS, UPSTREAM_HTTP2.
+SESSION_COOKIE_SECURE, ALLOWED_NETWORKS, UPSTREAM_TIMEOUT_S, UPSTREAM_BACKOFF_S, UPSTREAM_CONNECTIONS, UPSTREAM_HTTP2,
+GATEWAY_SHADOW.
 """
 
 import os
@@ -36,6 +37,7 @@ class Settings:
     upstream_backoff_s: float = 0.5  # before the first repetition
     upstream_connections: int = 100  # calls at once
     upstream_http2: tuple[str, ...] = ()  # origins that need it: "https://api.example.com"
+    shadow: bool = False  # this process only repeats requests, to compare the answers: it begins nothing by itself
 
     @classmethod
     def load(cls, env: Mapping[str, str] = os.environ) -> "Settings":
@@ -74,6 +76,7 @@ class Settings:
             upstream_backoff_s=backoff_s,
             upstream_connections=int(connections),
             upstream_http2=tuple(env.get("UPSTREAM_HTTP2", "").replace(",", " ").split()),
+            shadow=bool(env.get("GATEWAY_SHADOW")),
         )
 
 

@@ -7,10 +7,11 @@ What one request reads in several statements may be of several moments, on both.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from typing import Annotated, Any
+from weakref import WeakKeyDictionary
 
 from fastapi import Depends, Request
 from sqlalchemy import URL, Table, bindparam, event, insert, make_url, select, text
@@ -150,10 +151,21 @@ class Db:
         await self.close()
         async with self._database.connect(write=True) as connection, containment.transaction(connection):
             yield connection
+        for call in _after_commit.pop(connection, ()):
+            call()
 
     async def close(self) -> None:
         self._reading = None
         await self._stack.aclose()
+
+
+_after_commit: WeakKeyDictionary[AsyncConnection, list[Callable[[], object]]] = WeakKeyDictionary()
+
+
+def after_commit(connection: AsyncConnection, call: Callable[[], object]) -> None:
+    """Do this when the `transaction` on this connection has been committed; in a contained request never."""
+    if containment.current() is None:
+        _after_commit.setdefault(connection, []).append(call)
 
 
 async def _request_db(request: Request) -> AsyncIterator[Db]:

@@ -11,6 +11,7 @@ from fastapi import Request
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from .db import after_commit
 from .json import encode
 from .models import utcnow, webhook_deliveries, webhooks
 
@@ -48,6 +49,7 @@ async def emit(connection: AsyncConnection, request: Request, event_type: str, d
         payload = message(event_type, data)
         rows = [{"webhook_id": one, "event_type": event_type, "payload": payload} for one in wanted]
         await connection.execute(insert(webhook_deliveries), rows)
+        after_commit(connection, request.app.state.outbox.deliver)
 
 
 def message(event_type: str, data: Mapping[str, Any]) -> str:

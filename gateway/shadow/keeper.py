@@ -142,7 +142,11 @@ def _spawn() -> subprocess.Popen[bytes]:
     born: Future[subprocess.Popen[bytes]] = Future()
 
     def parent() -> None:
-        env = {**os.environ, "MALLOC_ARENA_MAX": "2"}  # each arena would take 64 MB of its address space
+        env = {
+            **os.environ,
+            "GATEWAY_SHADOW": "1",  # for applications: start no scheduler here
+            "MALLOC_ARENA_MAX": "2",  # each arena would take 64 MB of its address space
+        }
         try:
             process = subprocess.Popen([*_COMMAND, str(os.getpid())], stdin=subprocess.PIPE, env=env, process_group=0)
         except BaseException as error:  # noqa: BLE001  # belongs to whoever waits
