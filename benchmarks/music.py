@@ -42,7 +42,7 @@ def make_port() -> FastAPI:
     async def page(request: Request) -> Response:
         if not kept:
             async with request.app.state.database.connect() as connection:
-                kept.extend((await connection.execute(fastapi_app.artists.filtered("", None, None).limit(ROWS))).all())
+                kept[:] = (await connection.execute(fastapi_app.artists.filtered("", None, None).limit(ROWS))).all()
         rows = [fastapi_app.artists.artist_json(artist) for artist in kept]
         return fastapi_app.http.paged("artists", rows, 2000, 1, ROWS)
 

@@ -1,6 +1,7 @@
 """Is the async port faster than the Flask application tuned as well as it can be, on the same MariaDB?
 
-Both are the real reference application, signed in, alone (no gateway), one process each.
+Both are the real reference application, signed in, one process each: Flask under gunicorn, the port behind the gateway,
+as it is deployed.
 """
 
 import json
@@ -42,7 +43,7 @@ def main(plan: Plan) -> None:
         with (
             mariadb(home / "server") as server,
             application(create_database(server, "pages"), home) as artist_id,
-            serving(contestants()) as ports,
+            serving(contestants(home)) as ports,
         ):
             cookie = sign_in(ports[FLASK])
             results = {cell.name: compete(plan, ports, cell) for cell in cells(cookie, artist_id)}
@@ -77,17 +78,19 @@ def application(url: str, home: Path) -> Iterator[int]:
         yield artist_id
 
 
-def contestants() -> list[Contestant]:
+def contestants(home: Path) -> list[Contestant]:
     gunicorn = [*PYTHON, "gunicorn", "-k", "gthread", "--threads", THREADS, "--bind", "127.0.0.1:{port}"]
     gunicorn += ["--log-level", "warning", "benchmarks.music:make_flask()"]
-    uvicorn = [*PYTHON, "uvicorn", "--factory", "--host", "127.0.0.1", "--port", "{port}", "--no-access-log"]
-    uvicorn += ["--log-level", "warning", "benchmarks.music:make_port"]
-    url = os.environ["DATABASE_URL"]
+    flags = home / "flags.yaml"
+    flags.write_text("version: 1\noverride: fastapi\n")
+    gateway = [*PYTHON, "gateway", "serve", "--legacy", "benchmarks.music:make_flask", "--port", "{port}"]
+    gateway += ["--fastapi", "benchmarks.music:make_port", "--flags", str(flags), "--log-level", "warning"]
+    asyncmy = {"DATABASE_URL": os.environ["DATABASE_URL"].replace("mysql:", "mysql+asyncmy:")}
     return [
         Contestant(FLASK, gunicorn),
         Contestant(NULL, gunicorn),
-        Contestant(AIOMYSQL, uvicorn),
-        Contestant(ASYNCMY, uvicorn, {"DATABASE_URL": url.replace("mysql:", "mysql+asyncmy:")}),
+        Contestant(AIOMYSQL, [*gateway, "--state", str(home / "aiomysql")]),
+        Contestant(ASYNCMY, [*gateway, "--state", str(home / "asyncmy")], asyncmy),
     ]
 
 
