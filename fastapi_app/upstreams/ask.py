@@ -41,7 +41,8 @@ async def ask(  # noqa: PLR0913 - a call has all these
     `path` follows the address in the settings, or is a whole address of the same origin. `what` names what a 404 means:
     "Artist". Without it a 404 means that the service is not there. Raises ApiError 400, 404, 429, 502.
     """
-    if any(not value.isprintable() or not value.isascii() for value in (headers or {}).values()):
+    headers = {name: value.strip() for name, value in (headers or {}).items()}
+    if any(not value.isprintable() or not value.isascii() for value in headers.values()):
         raise errors.key_refused(service)  # no header can carry it
     try:
         response = await client.request(

@@ -51,21 +51,18 @@ class Breaker:
 
     def leave(self, pass_number: int, well: bool | None) -> None:
         """How the call went; None for one that was cancelled, which says nothing."""
-        if pass_number != self._period:
-            return
-        self._probing = False
-        if well is None:
-            return
-        if self._closed:
-            self._in_a_row = 0 if well else self._in_a_row + 1
-            if self._in_a_row >= self._failures:
-                self._turn(closed=False)
-        elif not well:
+        if pass_number == self._period:
+            self._probing = False
+            if well is not None:
+                self._count(well)
+
+    def _count(self, well: bool) -> None:
+        if not self._closed and not well:
             self._turn(closed=False)
-        else:
-            self._in_a_row += 1
-            if self._in_a_row >= self._successes:
-                self._turn(closed=True)
+            return
+        self._in_a_row = 0 if self._closed and well else self._in_a_row + 1
+        if self._in_a_row >= (self._failures if self._closed else self._successes):
+            self._turn(closed=not self._closed)
 
     def _turn(self, *, closed: bool) -> None:
         self._closed, self._opened_at = closed, self._clock()

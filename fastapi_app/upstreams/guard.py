@@ -1,8 +1,8 @@
 """Which addresses this machine may connect to: those of the public internet, and private ones that are listed.
 
 A name is never judged, only the very address that a socket is about to be connected to. So a name that resolves
-differently the second time, a redirect, and odd spellings (`127.1`, `0x7f000001`, `[::ffff:10.0.0.1]`, `localhost.`)
-need no rules of their own.
+differently the second time, a redirect, and other spellings (`[::ffff:10.0.0.1]`, `localhost.`) need no rules of their
+own. Numbers that are no address to Python, but to some resolvers (`127.1`, `0x7f000001`), are refused as they stand.
 """
 
 import errno
@@ -17,6 +17,7 @@ from .failures import AddressRefused
 MAX_URL = 8_000  # characters
 
 _NEVER_IN_A_URL = re.compile(r"[\x00-\x20\x7f\\]")
+_NUMBER_AT_THE_END = re.compile(r"(?:^|\.)(?:\d+|0[xX][0-9a-fA-F]*)\.?$")
 _GLOBAL_UNICAST = ip_network("2000::/3")
 _NAT64 = ip_network("64:ff9b::/96")  # an IPv4 address in the last 32 bits
 
@@ -49,13 +50,17 @@ class Guard:
 
 
 def check(url: str) -> None:
-    """Raises AddressRefused for what no connection could be made from: only http and https, and nobody signs in."""
+    """Raises AddressRefused for what will not be asked wherever it leads: only http and https, and nobody signs in."""
+    if len(url) > MAX_URL or _NEVER_IN_A_URL.search(url):
+        raise AddressRefused
     try:
         parts = urlsplit(url)
-        fine = bool(parts.hostname) and parts.username is None and parts.password is None and parts.port != 0
+        host, port = parts.hostname or "", parts.port
+        if ":" not in host and _NUMBER_AT_THE_END.search(host):
+            IPv4Address(host)
     except ValueError:
         raise AddressRefused from None
-    if not fine or parts.scheme not in ("http", "https") or len(url) > MAX_URL or _NEVER_IN_A_URL.search(url):
+    if parts.scheme not in ("http", "https") or not host or port == 0 or "@" in parts.netloc:
         raise AddressRefused
 
 

@@ -2,6 +2,18 @@
 
 from flask import Flask
 
+from ..db import StartupError
+from .client import Upstream
+
 
 def init_app(app: Flask) -> None:
-    """Sessions, limiters and breakers of this process."""
+    """Connections, limiters and breakers of this process. Raises StartupError."""
+    try:
+        app.extensions["upstream"] = Upstream(
+            timeout_s=app.config["UPSTREAM_TIMEOUT_S"],
+            backoff_s=app.config["UPSTREAM_BACKOFF_S"],
+            allowed_networks=app.config["ALLOWED_NETWORKS"],
+            redis_url=app.config["REDIS_URL"],
+        )
+    except ValueError as error:
+        raise StartupError(f"ALLOWED_NETWORKS or REDIS_URL: {error}") from None
