@@ -1,8 +1,10 @@
-"""Statistics of the library, and videos by genre."""
+"""The library: statistics, videos by genre, and the files that are to become part of it."""
 
 import os
 import shutil
 from collections import Counter
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,19 @@ from fastapi import APIRouter, Request
 from sqlalchemy import func, select
 from starlette.responses import Response
 
+from . import indexing, intake, jobs, settings
 from .artists import has_genre
 from .db import DbDep
 from .files import off_loop
-from .http import json_response, read
-from .identity import Reader
+from .http import ApiError, json_body, json_response, query, query_flag, read, success, text_list
+from .identity import Manager, Member, Reader
 from .models import VIDEO_STATUSES, artists, videos
+from .organizing import leads_out
 
 router = APIRouter(prefix="/api", tags=["library"])
 
 NEWEST = 5
+MAX_LISTED = 1000  # files in a preview of the index, names in a body
 
 _BY_STATUS = select(videos.c.status, func.count().label("number")).group_by(videos.c.status)
 _SUMS = select(func.count(videos.c.file_path), func.sum(videos.c.file_size), func.sum(videos.c.duration))
@@ -86,6 +91,81 @@ def disk(root: Path) -> dict[str, int]:
     except OSError:
         return {"total": 0, "used": 0, "free": 0}
     return usage._asdict()
+
+
+@read(router, "/library/scan", name="library.scan_downloads")
+async def scan_downloads(request: Request, db: DbDep, _: Member) -> Response:
+    """What waits to be organized. `modified` comes out like an HTTP date."""
+    await db.close()
+    files = await intake.waiting(request.app.state.settings)
+
+    def answer() -> Response:
+        listed = [intake.file_json(file) for file in files]
+        total_bytes = sum(file.size for file in files)
+        return json_response({"files": listed, "count": len(files), "total_bytes": total_bytes})
+
+    return await off_loop(answer)  # there may be thousands
+
+
+@read(router, "/library/preview/{filename:segments}", name="library.preview_organize")
+async def preview_organize(request: Request, filename: str, db: DbDep, _: Member) -> Response:
+    await db.close()
+    if leads_out(filename):
+        raise ApiError(400, "The path leads out of the downloads folder")
+    config = request.app.state.settings
+    found = await off_loop(intake.find, await intake.waiting(config), [filename])
+    file = found[filename]
+    if file is None:
+        raise ApiError(404, "File not found")
+    try:
+        return success("Nothing was changed", **await intake.preview(db, config.library_path, file))
+    except intake.Unfit as error:
+        raise ApiError(400, str(error)) from None
+
+
+@router.post("/library/organize", name="library.organize_all")
+async def organize_all(request: Request, db: DbDep, _: Manager) -> Response:
+    """All files that wait, or those that the body names."""
+    data = await json_body(request, optional=True)
+    names = _wanted_names(data) if data else None
+    texts = await settings.texts(db)
+    await db.close()
+    waiting = await intake.waiting(request.app.state.settings)
+    found = await off_loop(intake.find, waiting, names or [])
+    files = waiting if names is None else list(dict.fromkeys(file for file in found.values() if file))
+    with_nfo = settings.as_bool(texts["organize_nfo"])
+    moved, failed = await intake.organize(request, db, files, with_nfo=with_nfo)
+    failed += [{"file": name, "error": "File not found"} for name, file in found.items() if file is None]
+    message = f"{len(moved)} of {len(moved) + len(failed)} files organized"
+    body = {"success": not failed, "message": message, "moved": moved, "failed": failed, "count": len(moved)}
+    return json_response(body, 207 if failed else 200)
+
+
+def _wanted_names(data: Mapping[str, Any]) -> list[str]:
+    if "files" not in data:
+        raise ApiError(400, "No known field given")
+    names = text_list(data, "files", MAX_LISTED, 1000)
+    if not names:
+        raise ApiError(400, "files is empty")
+    return names
+
+
+@router.post("/library/index", name="library.index_library")
+async def index_library(request: Request, db: DbDep, _: Manager) -> Response:
+    """Enter the videos of the library in the background; with `preview=true` only list those that have no row."""
+    if query_flag(query(request), "preview"):
+        known = await indexing.known_files(db)
+        await db.close()
+        files = await indexing.library_files(request.app.state.settings)
+        new = [file for file in files if file.path not in known]
+        listed = [intake.file_json(file) for file in new[:MAX_LISTED]]
+        return success(f"{len(new)} of {len(files)} files have no row", files=listed, count=len(new))
+    job_id = await jobs.running(db, "index")
+    await db.close()
+    if job_id:
+        raise ApiError(409, "The library is being indexed already", job_id=job_id)
+    job_id = await jobs.start(request, "index", partial(indexing.index, request))
+    return success("The library is being indexed", 202, job_id=job_id)
 
 
 @read(router, "/genres", name="library.list_genres")

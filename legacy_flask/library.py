@@ -1,4 +1,4 @@
-"""Statistics of the library, and videos by genre."""
+"""The library: statistics, videos by genre, and the files that are to become part of it."""
 
 import os
 import shutil
@@ -7,14 +7,18 @@ from collections import Counter
 from flask import Blueprint, current_app, jsonify
 from sqlalchemy import func, select
 
+from . import indexing, intake, jobs, settings
 from .artists import has_genre
 from .auth import role_required
 from .db import get_session
+from .http import ApiError, json_body, query_flag, success, text_list
 from .models import VIDEO_STATUSES, Artist, Video
+from .organizing import leads_out
 
 bp = Blueprint("library", __name__, url_prefix="/api")
 
 NEWEST = 5
+MAX_LISTED = 1000  # files in a preview of the index, names in a body
 
 
 @bp.get("/library/stats")
@@ -66,6 +70,73 @@ def disk(root) -> dict:
     except OSError:
         return {"total": 0, "used": 0, "free": 0}
     return usage._asdict()
+
+
+@bp.get("/library/scan")
+@role_required("user")
+def scan_downloads():
+    """What waits to be organized. `modified` is left to jsonify, which writes it like an HTTP date."""
+    files = intake.waiting()
+    return jsonify(
+        files=[intake.file_json(file) for file in files],
+        count=len(files),
+        total_bytes=sum(file.size for file in files),
+    )
+
+
+@bp.get("/library/preview/<path:filename>")
+@role_required("user")
+def preview_organize(filename):
+    if leads_out(filename):
+        raise ApiError(400, "The path leads out of the downloads folder")
+    file = intake.find(intake.waiting(), [filename])[filename]
+    if file is None:
+        raise ApiError(404, "File not found")
+    try:
+        return success("Nothing was changed", **intake.preview(file))
+    except intake.Unfit as error:
+        raise ApiError(400, str(error)) from None
+
+
+@bp.post("/library/organize")
+@role_required("manager")
+def organize_all():
+    """All files that wait, or those that the body names."""
+    data = json_body(optional=True)
+    names = wanted_names(data) if data else None
+    waiting = intake.waiting()
+    found = intake.find(waiting, names or [])
+    files = waiting if names is None else list(dict.fromkeys(file for file in found.values() if file))
+    with_nfo = settings.as_bool(settings.texts(get_session())["organize_nfo"])
+    moved, failed = intake.organize(files, with_nfo)
+    failed += [{"file": name, "error": "File not found"} for name, file in found.items() if file is None]
+    message = f"{len(moved)} of {len(moved) + len(failed)} files organized"
+    body = {"success": not failed, "message": message, "moved": moved, "failed": failed, "count": len(moved)}
+    return jsonify(body), 207 if failed else 200
+
+
+def wanted_names(data: dict) -> list[str]:
+    if "files" not in data:
+        raise ApiError(400, "No known field given")
+    names = text_list(data, "files", MAX_LISTED, 1000)
+    if not names:
+        raise ApiError(400, "files is empty")
+    return names
+
+
+@bp.post("/library/index")
+@role_required("manager")
+def index_library():
+    """Enter the videos of the library in the background; with `preview=true` only list those that have no row."""
+    if query_flag("preview"):
+        files, known = indexing.library_files(), indexing.known_files()
+        new = [file for file in files if file.path not in known]
+        message = f"{len(new)} of {len(files)} files have no row"
+        return success(message, files=[intake.file_json(file) for file in new[:MAX_LISTED]], count=len(new))
+    job_id = jobs.running(get_session(), "index")
+    if job_id:
+        raise ApiError(409, "The library is being indexed already", job_id=job_id)
+    return success("The library is being indexed", 202, job_id=jobs.start("index", indexing.index))
 
 
 @bp.get("/genres")
