@@ -1,7 +1,11 @@
 """Files of the library: names that every file system takes, and paths that never leave their root."""
 
+import errno
 import os
 import re
+import secrets
+import shutil
+import stat
 import unicodedata
 from itertools import count
 from pathlib import Path
@@ -49,9 +53,37 @@ def rename_new(source: Path, target: Path) -> None:
         os.link(source, target)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links
+    except OSError:  # a file system without hard links, or two file systems
         if target.exists():
             raise FileExistsError(target) from None
-        source.rename(target)
+        rename_or_copy(source, target)
     else:
         source.unlink()
+
+
+def rename_or_copy(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        try:
+            shutil.copy2(source, unfinished)
+            rename_new(unfinished, target)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+        source.unlink()
+
+
+def tail(path: Path, lines: int, max_bytes: int = 1024 * 1024) -> list[str]:
+    """The last lines of a regular file, of which at most the last `max_bytes` are read; the first may be cut there."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        end = file.seek(0, os.SEEK_END)
+        start = file.seek(max(end - max_bytes, 0))
+        content = file.read(end - start)
+    found = content.removesuffix(b"\n").split(b"\n") if content else []
+    return [line.removesuffix(b"\r").decode(errors="replace") for line in found[-lines:]]
