@@ -4,10 +4,12 @@ from flask import Flask
 
 from ..db import StartupError
 from .client import Upstream
+from .spotify import Tokens
 
 
 def init_app(app: Flask) -> None:
-    """Connections, limiters and breakers of this process. Raises StartupError."""
+    """Connections, limiters, breakers and the token of this process. Raises StartupError."""
+    app.extensions["spotify"] = Tokens()
     try:
         app.extensions["upstream"] = Upstream(
             timeout_s=app.config["UPSTREAM_TIMEOUT_S"],

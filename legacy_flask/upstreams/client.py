@@ -27,7 +27,7 @@ from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError
 from ..settings import DEFAULTS, as_number
 from . import errors
 from .breaker import REST_S, Breaker
-from .errors import YOUTUBE, Service
+from .errors import Service
 from .failures import AddressRefused, CircuitOpen, Timeout, TooBusy, TooLarge, Unavailable
 from .guard import Guard, check, origin
 from .limiter import Limiter
@@ -43,7 +43,7 @@ CHUNK = 65_536
 
 HEADERS = {"Accept": "*/*", "Accept-Encoding": "gzip", "User-Agent": "MusicVideos/1.0 (self-hosted video manager)"}
 QUOTA = {"quotaExceeded", "dailyLimitExceeded"}
-BAD_KEY = {"keyInvalid", "API_KEY_INVALID"}  # YouTube says it with 400
+BAD_KEY = {"keyInvalid", "API_KEY_INVALID", "invalid_client"}  # YouTube and Spotify say it with 400
 
 logger = logging.getLogger(__name__)
 
@@ -374,11 +374,11 @@ def rate(service: Service, texts: dict[str, str]) -> float:
 
 
 def refusal(service: Service, answer: Answer, what: str) -> Exception:
-    status, reasons = answer.status, reasons_in(answer.body) if service == YOUTUBE else set()
+    status, reasons = answer.status, reasons_in(answer.body)
     if status == 403 and reasons & QUOTA:
         return errors.quota_used_up(service)
     if status in (401, 403) or (status == 400 and reasons & BAD_KEY):
-        return errors.key_refused(service)
+        return errors.key_refused(service, status)
     if status == 404 and what:
         return errors.not_found(service, what)
     if status == 429:
@@ -404,9 +404,12 @@ def no_number(name: str):
 
 
 def reasons_in(body: bytes) -> set[str]:
-    """Of an error in Google's words: `{"error": {"errors": [{"reason": …}], "details": [{"reason": …}]}}`."""
+    """Of an error in Google's words: `{"error": {"errors": [{"reason": …}], "details": [{"reason": …}]}}`, or in
+    OAuth's: `{"error": …}`."""
     try:
         error = json.loads(body)["error"]
+        if isinstance(error, str):
+            return {error}
         found = [*error.get("errors", []), *error.get("details", [])]
         return {str(entry.get("reason")) for entry in found}
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
