@@ -2,7 +2,7 @@
 
 import argparse
 
-from . import bridges, flags, fuzz, instruments, mutants, overhead, pages, rollouts, routes, writes
+from . import bridges, flags, fuzz, instruments, mutants, overhead, pages, rollouts, routes, upstream, writes
 from .harness import Plan
 
 BENCHMARKS = {
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "mutants": mutants,
     "writes": writes,
     "pages": pages,
+    "upstream": upstream,
     "fuzz": fuzz,
 }
 

@@ -75,20 +75,20 @@ class Measured:
 
 
 @contextmanager
-def serving(contestants: Sequence[Contestant]) -> Iterator[dict[str, int]]:
-    """All contestants at once, on the server core; yields their ports. They only work when they are asked."""
+def serving(contestants: Sequence[Contestant], core: str = SERVER_CORE) -> Iterator[dict[str, int]]:
+    """All contestants at once, on one core; yields their ports. They only work when they are asked."""
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        yield {c.name: stack.enter_context(_server(c, logs / f"{n}.log")) for n, c in enumerate(contestants)}
+        yield {c.name: stack.enter_context(_server(c, logs / f"{n}.log", core)) for n, c in enumerate(contestants)}
 
 
 @contextmanager
-def _server(contestant: Contestant, log: Path) -> Iterator[int]:
+def _server(contestant: Contestant, log: Path, core: str) -> Iterator[int]:
     """Runs beside its log, where no pyproject.toml configures it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = ["taskset", "-c", SERVER_CORE, *(part.format(port=port) for part in contestant.command)]
+    command = ["taskset", "-c", core, *(part.format(port=port) for part in contestant.command)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), **(contestant.env or {})}
     with log.open("wb") as output:
         process = subprocess.Popen(
