@@ -2,7 +2,7 @@
 
 import argparse
 
-from . import bridges, flags, fuzz, instruments, mutants, overhead, pages, rollouts, routes, upstream, writes
+from . import bridges, flags, fuzz, instruments, mutants, overhead, pages, rollouts, routes, stalls, upstream, writes
 from .harness import Plan
 
 BENCHMARKS = {
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "writes": writes,
     "pages": pages,
     "upstream": upstream,
+    "stalls": stalls,
     "fuzz": fuzz,
 }
 

@@ -39,8 +39,8 @@ CALLS_TARGET, DISCOVERY_TARGET = 2.5, 20
 def main(plan: Plan) -> None:
     calls = compare_calls(plan)
     rows = [
-        [name, spread([CALLS / seconds for seconds in calls[name]], 0), spread(times_faster(calls, name, REQUESTS))]
-        for name in calls
+        [name, spread([CALLS / seconds for seconds in taken], 0), spread(times_faster(calls, name, REQUESTS))]
+        for name, taken in calls.items()
     ]
     table(
         f"{AT_ONCE} calls at once, {LATENCY_S * 1000:.0f} ms each; asked of the port: {CALLS_TARGET}",
@@ -53,7 +53,7 @@ def main(plan: Plan) -> None:
         for name, seconds in discovery.items()
     ]
     table(
-        f"Discovery for {ARTISTS} artists, services take {DISCOVERY_LATENCY_S * 1000:.0f} ms; asked: {DISCOVERY_TARGET}",
+        f"{ARTISTS} artists, services that take {DISCOVERY_LATENCY_S * 1000:.0f} ms; asked: {DISCOVERY_TARGET} times",
         ["", "seconds", "times faster"],
         rows,
     )
