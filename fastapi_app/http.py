@@ -63,7 +63,22 @@ class _Segments(Convertor[str]):
         return value
 
 
+class _Tail(Convertor[str]):
+    """All the rest of a path, slashes and all, as Werkzeug's `path`; FastAPI's own may be empty or begin with one."""
+
+    regex = r"[^/].*?\Z"
+
+    @override
+    def convert(self, value: str) -> str:
+        return value
+
+    @override
+    def to_string(self, value: str) -> str:
+        return value
+
+
 register_url_convertor("digits", _Digits())
+register_url_convertor("tail", _Tail())
 register_url_convertor("segments", _Segments())
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from flask import Flask
 
-from . import artists, auth, db, discovery, http, library, playlists, settings, spotify, system, upstreams, users
-from . import videos, webhooks
+from . import artists, auth, db, discovery, http, library, outbox, playlists, settings, spotify, system
+from . import upstreams, users, videos, webhooks
 
 ROOT = Path(__file__).resolve().parent.parent
 BLUEPRINTS = (
@@ -46,6 +46,7 @@ def create_app(config: dict | None = None) -> Flask:
     http.init_app(app)
     db.init_app(app)
     upstreams.init_app(app)
+    outbox.init_app(app)
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)
     return app
@@ -63,6 +64,7 @@ def defaults() -> dict:
         "ALLOWED_NETWORKS": os.environ.get("ALLOWED_NETWORKS", ""),  # private ones that we may fetch from, by commas
         "UPSTREAM_TIMEOUT_S": float(os.environ.get("UPSTREAM_TIMEOUT_S") or 10),
         "UPSTREAM_BACKOFF_S": float(os.environ.get("UPSTREAM_BACKOFF_S") or 0.5),  # before the first repetition
+        "SHADOW": bool(os.environ.get("GATEWAY_SHADOW")),  # a process that only repeats requests: it begins nothing
         "BCRYPT_ROUNDS": int(os.environ.get("BCRYPT_ROUNDS") or 12),
         "MAX_CONTENT_LENGTH": 11 * 1024 * 1024,  # an upload of 10 MB and its envelope
         "SESSION_COOKIE_NAME": "mv_session",

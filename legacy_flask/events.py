@@ -6,6 +6,7 @@ commit.
 
 import json
 
+from flask import current_app
 from sqlalchemy import event, select
 
 from .models import Webhook, WebhookDelivery, utcnow
@@ -42,14 +43,11 @@ def emit(db, event_type: str, data: dict) -> None:
     if wanted:
         payload = message(event_type, data)
         db.add_all(WebhookDelivery(webhook_id=one, event_type=event_type, payload=payload) for one in wanted)
-        event.listen(db, "after_commit", lambda _: deliver(), once=True)
+        outbox = current_app.extensions["outbox"]
+        event.listen(db, "after_commit", lambda _: outbox.deliver(), once=True)
 
 
 def message(event_type: str, data: dict) -> str:
     """The JSON text that is signed and sent."""
     told = {"event_type": event_type, "timestamp": utcnow().isoformat(), "data": data}
     return json.dumps(told, sort_keys=True, separators=(",", ":"))
-
-
-def deliver() -> None:
-    """Send what waits, soon."""
