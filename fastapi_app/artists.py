@@ -1,14 +1,15 @@
 """Artists: the list, the searches, the changes, the pictures."""
 
+import asyncio
 import hashlib
 import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from sqlalchemy import (
@@ -27,10 +28,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
 
-from . import thumbnails
+from . import events, settings, thumbnails
 from .audit import audit
 from .containment import refuse
 from .db import Db, DbDep, find_or_404, insert_row
+from .events import emit
 from .files import inside, off_loop, safe_name
 from .http import (
     MAX_INT,
@@ -50,9 +52,13 @@ from .http import (
 )
 from .identity import Manager, Member, Reader
 from .models import VIDEO_STATUSES, artists, cache, downloads, name_key, sort_name, utcnow, videos
+from .upstreams import errors, imvdb, lastfm, wikipedia
+from .upstreams.client import UpstreamClient
 
 router = APIRouter(prefix="/api/artists", tags=["artists"])
 log = logging.getLogger("fastapi_app")
+
+T = TypeVar("T")
 
 ADVANCED_TTL = timedelta(seconds=300)
 video_count = (
@@ -67,6 +73,7 @@ SORTS: dict[str | None, ColumnElement[Any]] = {
 
 _ARTISTS = select(artists, video_count.label("video_count"))
 _ONE = _ARTISTS.where(artists.c.id == bindparam("artist_id"))
+_LOCKED = select(artists).where(artists.c.id == bindparam("artist_id")).with_for_update()
 _CACHED = select(cache.c.value).where(cache.c.key == bindparam("name"), cache.c.expires_at > bindparam("now"))
 _VIDEOS = select(videos).where(videos.c.artist_id == bindparam("artist_id")).order_by(videos.c.id)
 _DOWNLOADS = (
@@ -188,12 +195,12 @@ async def suggestions(request: Request, db: DbDep, _: Reader) -> Response:
 
 @read(router, "/{artist_id:digits}", name="artists.get_artist")
 async def get_artist(artist_id: int, db: DbDep, _: Reader) -> Response:
-    return json_response(artist_json(await _find(db, artist_id)))
+    return json_response(artist_json(await find_artist(db, artist_id)))
 
 
 @read(router, "/{artist_id:digits}/detailed", name="artists.get_artist_detailed")
 async def get_artist_detailed(artist_id: int, db: DbDep, _: Reader) -> Response:
-    artist = await _find(db, artist_id)
+    artist = await find_artist(db, artist_id)
     shown = (await db.execute(_VIDEOS, {"artist_id": artist_id})).all()
     fetched = await db.execute(_DOWNLOADS, {"artist_id": artist_id})
     return json_response(
@@ -233,6 +240,8 @@ async def create_artist(request: Request, db: DbDep, _: Member) -> Response:
             new = {"folder_path": safe_name(fields["name"])} | fields
             artist_id = await insert_row(connection, artists, new)
             await audit(connection, request, "artists.create", f"artist:{artist_id}", name=fields["name"])
+            told: dict[str, Any] = {"artist": {"id": artist_id, "name": fields["name"]}}
+            await emit(connection, request, "artist.created", told)
     except IntegrityError:
         await refuse_duplicates(db, fields)
         raise
@@ -253,6 +262,8 @@ async def update_artist(request: Request, artist_id: int, db: DbDep, _: Member) 
                 await connection.execute(update(artists).where(artists.c.id == artist_id).values(changed))
             await audit(connection, request, "artists.update", f"artist:{artist_id}", fields=sorted(fields))
             answer = artist_json((await connection.execute(_ONE, {"artist_id": artist_id})).one())
+            told = {"artist": {"id": artist_id, "name": answer["name"]}, "fields": sorted(fields)}
+            await emit(connection, request, "artist.updated", told)
     except IntegrityError:
         await refuse_duplicates(db, fields, artist_id)
         raise
@@ -281,6 +292,8 @@ async def delete_artist(request: Request, artist_id: int, db: DbDep, _: Manager)
         await connection.execute(delete(videos).where(videos.c.artist_id == artist_id))
         await connection.execute(delete(artists).where(artists.c.id == artist_id))
         await audit(connection, request, "artists.delete", f"artist:{artist_id}", name=artist.name, videos=len(rows))
+        told = {"artist": {"id": artist_id, "name": artist.name}, "videos_deleted": len(rows)}
+        await emit(connection, request, "artist.deleted", told)
     config = request.app.state.settings
     pictures = [artist.thumbnail_path, *(row.thumbnail_path for row in rows)]
     await off_loop(thumbnails.remove, config.data_path, pictures)
@@ -316,6 +329,123 @@ def _remove_folder(library: Path, folder: str | None) -> bool:
         log.exception("the folder of a deleted artist is still there")
         return False
     return True
+
+
+# Found elsewhere
+
+
+async def adopt(request: Request, db: Db, fields: Mapping[str, Any], source: str) -> int:
+    """Store an artist found at a service, then the picture if it can be had; the new id. Raises ApiError 409."""
+    new = {"folder_path": safe_name(fields["name"])} | dict(fields)
+    try:
+        async with db.transaction() as connection:
+            await refuse_duplicates(connection, new)
+            artist_id = await insert_row(connection, artists, new)
+            name = new["name"]
+            await audit(connection, request, "artists.import", f"artist:{artist_id}", name=name, source=source)
+            told = {"artist": {"id": artist_id, "name": name}, "source": source}
+            await events.emit(connection, request, "artist.imported", told)
+    except IntegrityError:
+        await refuse_duplicates(db, new)
+        raise
+    await adopt_picture(request, db, artist_id, new.get("thumbnail_url"))
+    return artist_id
+
+
+async def adopt_picture(request: Request, db: Db, artist_id: int, url: str | None) -> bool:
+    """Fetch and keep the picture of an artist. When that fails, what is there already stays."""
+    folder = f"thumbnails/artists/{artist_id}"
+    await db.close()
+    if not url or not await thumbnails.fetch(request, url, folder):
+        return False
+    async with db.transaction() as connection:
+        artist = (await connection.execute(_LOCKED, {"artist_id": artist_id})).first()
+        if artist is not None and artist.thumbnail_path != folder:
+            changed = update(artists).where(artists.c.id == artist_id).values(thumbnail_path=folder)
+            await connection.execute(changed)
+    if artist is None:  # deleted meanwhile
+        await off_loop(thumbnails.remove, request.app.state.settings.data_path, [folder])
+    return artist is not None
+
+
+@router.put("/{artist_id:digits}/metadata/update", name="artists.refresh_artist_metadata")
+async def refresh_artist_metadata(request: Request, artist_id: int, db: DbDep, _: Member) -> Response:
+    """Fill in what IMVDb, Last.fm and Wikipedia know; what is there already stays, unless `overwrite=true`."""
+    overwrite = bool(query_flag(query(request), "overwrite"))
+    artist = await find_or_404(db, artists, artist_id)
+    texts = await settings.texts(db)
+    await db.close()
+    found, problems = await _found_elsewhere(request.app.state.upstream, texts, artist, overwrite=overwrite)
+    async with db.transaction() as connection:
+        row = await find_or_404(connection, artists, artist_id, lock=True)
+        fields = fresh(row, found, overwrite=overwrite)
+        await refuse_duplicates(connection, fields, artist_id)
+        if fields:
+            await connection.execute(update(artists).where(artists.c.id == artist_id).values(fields))
+        await audit(connection, request, "artists.refresh", f"artist:{artist_id}", fields=sorted(fields))
+        if fields:
+            told = {"artist": {"id": artist_id, "name": row.name}, "fields": sorted(fields)}
+            await events.emit(connection, request, "artist.updated", told)
+    wanted = overwrite or artist.thumbnail_path is None
+    saved = wanted and await adopt_picture(request, db, artist_id, found["thumbnail_url"])
+    return success(
+        "Metadata updated",
+        artist=artist_json(await find_artist(db, artist_id)),
+        updated=sorted(fields),
+        thumbnail_saved=saved,
+        problems=[problem.message for problem in problems],
+    )
+
+
+async def _found_elsewhere(
+    client: UpstreamClient, texts: Mapping[str, str], artist: Any, *, overwrite: bool
+) -> tuple[dict[str, Any], list[ApiError]]:
+    """Columns for an artist, and what went wrong with Last.fm and Wikipedia. Raises ApiError when IMVDb fails."""
+    refusals: list[ApiError] = []
+    problems: list[ApiError] = []
+    incomplete = overwrite or not (artist.bio and artist.genres)
+    info = None
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(tried(refusals, _find_entity(client, texts, artist)))
+        if texts.get("lastfm_api_key") and incomplete:
+            info = await tried(problems, lastfm.artist_info(client, texts, artist.name))
+    entity = asked.result()
+    if entity is None:
+        raise refusals[0]
+    image = entity.image
+    if image is None and (overwrite or artist.thumbnail_path is None):
+        image = await tried(problems, wikipedia.picture(client, texts, artist.name))
+    bio, genres = (info.bio, info.genres) if info else (None, [])
+    found = {"imvdb_id": entity.imvdb_id, "bio": entity.bio or bio, "genres": genres, "thumbnail_url": image}
+    return found, problems
+
+
+async def _find_entity(client: UpstreamClient, texts: Mapping[str, str], artist: Any) -> imvdb.Entity:
+    """The artist on IMVDb, by id or by exactly that name. Raises ApiError 400, 404, 429, 502."""
+    if artist.imvdb_id:
+        return (await imvdb.entity(client, texts, artist.imvdb_id))[0]
+    for entity in await imvdb.search_entities(client, texts, artist.name):
+        if name_key(entity.name) == artist.name_key:
+            return (await imvdb.entity(client, texts, entity.imvdb_id))[0]
+    raise errors.not_found(errors.IMVDB, "Artist")
+
+
+async def tried(problems: list[ApiError], answer: Awaitable[T]) -> T | None:
+    """What a service answers that is not needed; None when it fails, which is noted."""
+    try:
+        return await answer
+    except ApiError as problem:
+        problems.append(problem)
+        return None
+
+
+def fresh(row: Any, found: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any]:
+    """What was found and changes the row: fields that are empty there, with `overwrite` others too."""
+    return {
+        field: value
+        for field, value in found.items()
+        if value and value != getattr(row, field) and (overwrite or not getattr(row, field))
+    }
 
 
 # Pictures
@@ -383,7 +513,7 @@ def has_genre(column: ColumnElement[Any], genre: str) -> ColumnElement[bool]:
     return func.instr(type_coerce(column, Text), json.dumps(genre, ensure_ascii=False)) > 0
 
 
-async def _find(db: Db, artist_id: int) -> Any:
+async def find_artist(db: Db, artist_id: int) -> Any:
     """The artist with its number of videos. Raises ApiError 404."""
     row = await db.row(_ONE, {"artist_id": artist_id}) if artist_id <= MAX_INT else None
     if row is None:
@@ -409,11 +539,11 @@ async def _artist_fields(request: Request, data: Mapping[str, Any]) -> dict[str,
     if "folder_path" in data:
         fields["folder_path"] = await _library_folder(request, data)
     if "name" in data:
-        fields |= _name_fields(data)
+        fields |= name_fields(data)
     return fields
 
 
-def _name_fields(data: Mapping[str, Any]) -> dict[str, str]:
+def name_fields(data: Mapping[str, Any]) -> dict[str, str]:
     name = text(data, "name", 255)
     if name is None:
         raise ApiError(400, "name is required")

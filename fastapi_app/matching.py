@@ -2,8 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 IN_TITLE = 40  # the artist's name is in the title
 EXACT = 20  # before the dash is that name and nothing else; of a known title: behind it is that title
@@ -40,13 +40,26 @@ class Wanted(NamedTuple):
     duration: int | None = None
 
 
-class Candidate(NamedTuple):
+class Candidate(Protocol):
     """What was found; `duration` is in seconds, `year` that of the publication."""
 
-    title: str
-    channel: str = ""
-    year: int | None = None
-    duration: int | None = None
+    @property
+    def title(self) -> str: ...
+    @property
+    def channel(self) -> str: ...
+    @property
+    def year(self) -> int | None: ...
+    @property
+    def duration(self) -> int | None: ...
+
+
+Found = TypeVar("Found", bound=Candidate)
+
+
+def ranked(wanted: Wanted, found: Iterable[Found], threshold: float) -> list[tuple[int, Found]]:
+    """Those with a score of `threshold` or more, the best first."""
+    scored = [(score(wanted, candidate), candidate) for candidate in found]
+    return sorted((match for match in scored if match[0] >= threshold), key=lambda match: -match[0])
 
 
 def score(wanted: Wanted, found: Candidate) -> int:

@@ -1,6 +1,7 @@
 """Thumbnails: four JPEG files per artist or video under the data directory, and a picture for those who have none."""
 
 import hashlib
+import logging
 import shutil
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +14,9 @@ from .containment import refuse
 from .files import existing_file, inside, off_loop
 from .http import ApiError
 from .sending import send_bytes, send_file
+from .upstreams import ask
+
+log = logging.getLogger("fastapi_app")
 
 SIZES = {"small": 150, "medium": 300, "large": 600, "original": None}  # pixels of the longer side
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
@@ -38,6 +42,18 @@ def save(content: bytes, folder: Path) -> dict[str, dict[str, int]]:
         _write_jpeg(copy, folder / f"{size}.jpg")
         dimensions[size] = {"width": copy.width, "height": copy.height}
     return dimensions
+
+
+async def fetch(request: Request, url: str, folder: str) -> bool:
+    """Write the four sizes of a picture on the web; False when it cannot be had, or is none."""
+    refuse("http", url)  # not below, where every OSError is taken for a full disk
+    try:
+        content = await ask.fetch(request.app.state.upstream, url, MAX_UPLOAD)
+        await off_loop(save, content, request.app.state.settings.data_path / folder)
+    except (ask.Unreachable, ApiError, OSError) as error:
+        log.warning("no thumbnail for %s: %s", folder, error)
+        return False
+    return True
 
 
 def _decode(content: bytes) -> Image.Image:

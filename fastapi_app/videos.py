@@ -1,8 +1,10 @@
 """Videos: the list, the search, the changes, the picture and the stream."""
 
+import asyncio
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,12 +15,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
 
-from . import thumbnails
-from .artists import changes, has_genre, web_address
+from . import events, settings, thumbnails
+from .artists import changes, fresh, has_genre, name_fields, tried, web_address
 from .audit import audit
 from .containment import refuse
 from .convert import converted
-from .db import Db, DbDep, find_or_404
+from .db import Db, DbDep, find_or_404, insert_row
+from .events import emit
 from .files import existing_file, move, off_loop, rename_new, safe_name
 from .http import (
     MAX_INT,
@@ -36,8 +39,11 @@ from .http import (
     text_list,
 )
 from .identity import Manager, Member, Reader
-from .models import VIDEO_STATUSES, artists, name_key, videos
+from .matching import Wanted, ranked, split_title, words
+from .models import VIDEO_STATUSES, artists, downloads, name_key, videos
 from .sending import Stream, send_file
+from .upstreams import errors, imvdb, youtube
+from .upstreams.client import UpstreamClient
 
 router = APIRouter(prefix="/api/videos", tags=["videos"])
 log = logging.getLogger("fastapi_app")
@@ -51,11 +57,14 @@ SORTS: dict[str | None, ColumnElement[Any]] = {
     "status": videos.c.status,
     "created_at": videos.c.created_at,
 }
+UNKNOWN_ARTIST = "Unknown Artist"
+ATTEMPTS = 5  # at storing what somebody else may store at the same time
 FEW = 200  # rows that become JSON before anybody notices; more would stop the loop
 DIRECT_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm"}  # browsers play these as they are
 
-_VIDEOS = select(videos, artists.c.name.label("artist_name")).join_from(videos, artists)
-_ONE = _VIDEOS.where(videos.c.id == bindparam("video_id"))
+VIDEOS = select(videos, artists.c.name.label("artist_name")).join_from(videos, artists)
+_ONE = VIDEOS.where(videos.c.id == bindparam("video_id"))
+_TITLED = select(videos.c.id, videos.c.title, videos.c.status, videos.c.thumbnail_path).order_by(videos.c.id)
 
 
 # Reading
@@ -65,7 +74,7 @@ _ONE = _VIDEOS.where(videos.c.id == bindparam("video_id"))
 async def list_videos(request: Request, db: DbDep, _: Reader) -> Response:
     """All of them, unless `limit` says otherwise."""
     args = query(request)
-    found = _VIDEOS
+    found = VIDEOS
     if status := args.get("status"):
         found = found.where(videos.c.status == status)
     if (artist_id := query_int(args, "artist_id")) is not None:
@@ -91,7 +100,7 @@ async def search_videos(request: Request, db: DbDep, _: Reader) -> Response:
         "has_file": query_flag(args, "has_file"),
     }
     filters = {name: value for name, value in asked.items() if value is not None}
-    found = _VIDEOS.where(*(CONDITIONS[name](value) for name, value in filters.items()))
+    found = VIDEOS.where(*(CONDITIONS[name](value) for name, value in filters.items()))
     limit = query_int(args, "limit")
     return await _page_of_videos(db, found, args, limit=100 if limit is None else limit, filters=filters)
 
@@ -137,10 +146,15 @@ def _ordering(args: Mapping[str, str]) -> Sequence[ColumnElement[Any]]:
 
 @read(router, "/{video_id:digits}", name="videos.get_video")
 async def get_video(video_id: int, db: DbDep, _: Reader) -> Response:
+    return json_response(video_json(await _find(db, video_id)))
+
+
+async def _find(db: Db, video_id: int) -> Any:
+    """The video with the name of its artist. Raises ApiError 404."""
     row = await db.row(_ONE, {"video_id": video_id}) if video_id <= MAX_INT else None
     if row is None:
         raise ApiError(404, "Video not found")
-    return json_response(video_json(row))
+    return row
 
 
 # Changing
@@ -162,7 +176,9 @@ async def update_video(request: Request, video_id: int, db: DbDep, _: Member) ->
                 moved = await _rename_file(connection, request, video_id)
             detail = {"fields": sorted(fields), "file_moved": bool(moved)}
             await audit(connection, request, "videos.update", f"video:{video_id}", **detail)
-            answer = video_json((await connection.execute(_ONE, {"video_id": video_id})).one())
+            row = (await connection.execute(_ONE, {"video_id": video_id})).one()
+            answer = video_json(row)
+            await emit(connection, request, "video.updated", {"videos": [_titled(row)], **detail})
     except IntegrityError:
         await refuse_duplicates(db, fields, video_id)
         raise
@@ -216,6 +232,7 @@ async def delete_video(request: Request, video_id: int, db: DbDep, _: Manager) -
         await connection.execute(delete(videos).where(videos.c.id == video_id))
         detail = {"title": video.title, "file_path": video.file_path}
         await audit(connection, request, "videos.delete", f"video:{video_id}", **detail)
+        await emit(connection, request, "video.deleted", {"videos": [_titled(video)]})
     await off_loop(thumbnails.remove, config.data_path, [video.thumbnail_path])
     wanted = query_flag(query(request), "delete_file")
     file_deleted = bool(wanted) and await off_loop(_remove_file, config.library_path, video.file_path)
@@ -241,6 +258,7 @@ async def set_status(request: Request, video_id: int, db: DbDep, _: Member) -> R
     async with db.transaction() as connection:
         video = await find_or_404(connection, videos, video_id, lock=True)
         await audit(connection, request, "videos.set_status", f"video:{video_id}", before=video.status, after=status)
+        await _tell_status(connection, request, [video], status)
         if status != video.status:
             await connection.execute(update(videos).where(videos.c.id == video_id).values(status=status))
         answer = video_json((await connection.execute(_ONE, {"video_id": video_id})).one())
@@ -252,10 +270,12 @@ async def bulk_status(request: Request, db: DbDep, _: Member) -> Response:
     data = await json_body(request)
     ids, status = id_list(data, "video_ids"), _status_field(data)
     async with db.transaction() as connection:
-        wanted = select(videos.c.id).where(videos.c.id.in_(ids)).with_for_update()
-        found = sorted((await connection.execute(wanted)).scalars())
+        wanted = _TITLED.where(videos.c.id.in_(ids)).with_for_update()
+        rows = (await connection.execute(wanted)).all()
+        found = [row.id for row in rows]
         await connection.execute(update(videos).where(videos.c.id.in_(found)).values(status=status))
         await audit(connection, request, "videos.bulk_status", video_ids=found, after=status)
+        await _tell_status(connection, request, rows, status)
     there = set(found)
     missing = [video_id for video_id in ids if video_id not in there]
     return success(f"Status of {len(found)} videos updated", updated=len(found), not_found=missing)
@@ -266,16 +286,205 @@ async def bulk_delete_videos(request: Request, db: DbDep, _: Manager) -> Respons
     """Rows only, never files."""
     ids = id_list(await json_body(request), "video_ids")
     async with db.transaction() as connection:
-        wanted = select(videos.c.id, videos.c.thumbnail_path).where(videos.c.id.in_(ids)).with_for_update()
-        pictures = {row.id: row.thumbnail_path for row in await connection.execute(wanted)}
+        wanted = _TITLED.where(videos.c.id.in_(ids)).with_for_update()
+        rows = (await connection.execute(wanted)).all()
+        pictures = {row.id: row.thumbnail_path for row in rows}
         deleted = [video_id for video_id in ids if video_id in pictures]
         await connection.execute(delete(videos).where(videos.c.id.in_(deleted)))
         await audit(connection, request, "videos.bulk_delete", video_ids=deleted)
+        if rows:
+            await emit(connection, request, "video.deleted", {"videos": [_titled(row) for row in rows]})
     await off_loop(thumbnails.remove, request.app.state.settings.data_path, list(pictures.values()))
     failed = [{"id": video_id, "error": "Video not found"} for video_id in ids if video_id not in pictures]
     message = f"{len(deleted)} of {len(ids)} videos deleted"
     body = {"message": message, "count": len(deleted), "deleted": deleted, "failed": failed}
     return json_response(body, 207 if failed else 200)
+
+
+# Found elsewhere
+
+
+@router.post("/import-from-youtube", name="videos.import_youtube")
+async def import_youtube(request: Request, db: DbDep, _: Member) -> Response:
+    """A video by its id or address there, of the artist that `artist_id` or its title names; `download` queues it."""
+    data = await json_body(request)
+    youtube_id, artist_id = _youtube_field(data), number(data, "artist_id")
+    download = bool(data.get("download"))
+    await refuse_duplicates(db, {"youtube_id": youtube_id}, 0)
+    if artist_id is not None:
+        await _artist(db, artist_id)
+    texts = await settings.texts(db)
+    await db.close()
+    found = await youtube.video(request.app.state.upstream, texts, youtube_id)
+
+    async def attempt() -> Response:
+        async with db.transaction() as connection:
+            answer = await _add_found(connection, request, found, artist_id, download=download)
+        return success("Video imported", 201, **answer)
+
+    for _attempt in range(ATTEMPTS - 1):
+        with suppress(IntegrityError):  # somebody has just added the video, or its artist
+            return await attempt()
+    return await attempt()
+
+
+async def _add_found(
+    connection: AsyncConnection, request: Request, found: youtube.FoundVideo, artist_id: int | None, *, download: bool
+) -> dict[str, Any]:
+    await refuse_duplicates(connection, {"youtube_id": found.youtube_id}, 0)
+    artist, created = await _artist_of(connection, artist_id, found)
+    video_id = await insert_row(connection, videos, {"artist_id": artist.id, **youtube_fields(found)})
+    video = (await connection.execute(_ONE, {"video_id": video_id})).one()
+    about = {"video": {"id": video_id, "title": video.title}}
+    detail = {"youtube_id": video.youtube_id, "artist_created": created}
+    await audit(connection, request, "videos.import", f"video:{video_id}", **detail)
+    await events.emit(connection, request, "video.imported", about | {"source": "youtube"})
+    download_id = None
+    if download:
+        row = {"video_id": video_id, "active_video_id": video_id, "quality": artist.quality}
+        download_id = await insert_row(connection, downloads, row)
+        await events.emit(connection, request, "download.queued", about | {"download": {"id": download_id}})
+    return {"video": video_json(video), "artist_created": created, "download_id": download_id}
+
+
+async def _artist_of(connection: AsyncConnection, artist_id: int | None, found: youtube.FoundVideo) -> tuple[Any, bool]:
+    """The artist of a video, and whether it was made now: unmonitored, since only this video was asked for."""
+    if artist_id is not None:
+        return await _artist(connection, artist_id), False
+    name = split_title(found.title, found.channel)[0] or UNKNOWN_ARTIST
+    fields = name_fields({"name": name[:255]})
+    same = select(artists).where(artists.c.name_key == fields["name_key"])
+    artist = (await connection.execute(same)).first()
+    if artist is not None:
+        return artist, False
+    new = {**fields, "folder_path": safe_name(fields["name"]), "monitored": False}
+    return await _artist(connection, await insert_row(connection, artists, new)), True
+
+
+async def _artist(db: Db | AsyncConnection, artist_id: int) -> Any:
+    """Raises ApiError 400, since it is the body that names the artist."""
+    artist = (await db.execute(select(artists).where(artists.c.id == artist_id))).first()
+    if artist is None:
+        raise ApiError(400, "No such artist")
+    return artist
+
+
+def _youtube_field(data: Mapping[str, Any]) -> str:
+    spelling = text(data, "youtube_id", 1000) or text(data, "url", 1000)
+    if spelling is None:
+        raise ApiError(400, "youtube_id or url is required")
+    youtube_id = youtube.id_of(spelling)
+    if youtube_id is None:
+        raise ApiError(400, "Not a video on YouTube")
+    return youtube_id
+
+
+def youtube_fields(found: youtube.FoundVideo) -> dict[str, Any]:
+    """The columns that YouTube fills."""
+    return {
+        "title": split_title(found.title, found.channel)[1],
+        "youtube_id": found.youtube_id,
+        "url": youtube.watch_url(found.youtube_id),
+        "description": found.description,
+        "year": found.year,
+        "duration": found.duration,
+        "thumbnail_url": found.thumbnail_url,
+    }
+
+
+@router.post("/{video_id:digits}/refresh-metadata", name="videos.refresh_video_metadata")
+async def refresh_video_metadata(request: Request, video_id: int, db: DbDep, _: Member) -> Response:
+    """Fill in what IMVDb and YouTube know, as far as they are configured; `overwrite=true` also replaces."""
+    overwrite = bool(query_flag(query(request), "overwrite"))
+    video = await _find(db, video_id)
+    texts = await settings.texts(db)
+    await db.close()
+    found, problems = await _found_elsewhere(request.app.state.upstream, texts, video)
+    async with db.transaction() as connection:
+        row = await find_or_404(connection, videos, video_id, lock=True)
+        fields = fresh(row, found, overwrite=overwrite)
+        await refuse_duplicates(connection, fields, video_id)
+        if fields:
+            await connection.execute(update(videos).where(videos.c.id == video_id).values(fields))
+        await audit(connection, request, "videos.refresh", f"video:{video_id}", fields=sorted(fields))
+        if fields:
+            told = {"video": {"id": video_id, "title": row.title}, "fields": sorted(fields)}
+            await events.emit(connection, request, "video.updated", told)
+        answer = video_json((await connection.execute(_ONE, {"video_id": video_id})).one())
+    told_problems = [problem.message for problem in problems]
+    return success("Metadata updated", video=answer, updated=sorted(fields), problems=told_problems)
+
+
+async def _found_elsewhere(
+    client: UpstreamClient, texts: Mapping[str, str], video: Any
+) -> tuple[dict[str, Any], list[ApiError]]:
+    """Columns for a video, and what went wrong. Raises ApiError when no service has anything to say."""
+    wanted = Wanted(video.artist_name, video.title, video.year, video.duration)
+    keys = texts.get("imvdb_api_key"), texts.get("youtube_api_key")
+    if not any(keys):
+        raise errors.not_configured(errors.IMVDB)
+    on_imvdb: list[ApiError] = []
+    on_youtube: list[ApiError] = []
+
+    async def ask_imvdb() -> imvdb.FoundVideo | None:
+        return await tried(on_imvdb, _find_on_imvdb(client, texts, wanted, video.imvdb_id)) if keys[0] else None
+
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(ask_imvdb())
+        song, clip, youtube_id = None, None, video.youtube_id
+        if youtube_id is None:  # IMVDb may know it, which spares a search
+            song = await asked
+            youtube_id = song and song.youtube_id
+        if keys[1]:
+            clip = await tried(on_youtube, _find_on_youtube(client, texts, wanted, youtube_id))
+            youtube_id = clip and clip.youtube_id
+    song, problems = asked.result(), on_imvdb + on_youtube
+    if song is None and clip is None:
+        raise problems[0]
+    return _merged(song, clip, youtube_id), problems
+
+
+async def _find_on_imvdb(
+    client: UpstreamClient, texts: Mapping[str, str], wanted: Wanted, imvdb_id: str | None
+) -> imvdb.FoundVideo:
+    """By id, or by exactly that artist and title. Raises ApiError 400, 404, 429, 502."""
+    if imvdb_id:
+        return await imvdb.video(client, texts, imvdb_id)
+    for found in await imvdb.search_videos(client, texts, f"{wanted.artist} - {wanted.title}"):
+        by_artist = words(wanted.artist) in map(words, found.artists)
+        if by_artist and words(found.title) == words(wanted.title or ""):
+            return await imvdb.video(client, texts, found.imvdb_id)
+    raise errors.not_found(errors.IMVDB, "Video")
+
+
+async def _find_on_youtube(
+    client: UpstreamClient, texts: Mapping[str, str], wanted: Wanted, youtube_id: str | None
+) -> youtube.FoundVideo:
+    """By id, or the best match of a search that is good enough. Raises ApiError 400, 404, 429, 502."""
+    if youtube_id:
+        return await youtube.video(client, texts, youtube_id)
+    found = await youtube.search_videos(client, texts, f"{wanted.artist} - {wanted.title}")
+    matches = ranked(wanted, found, settings.as_number(texts["discovery_threshold"], 60))
+    if not matches:
+        raise errors.not_found(errors.YOUTUBE, "Video")
+    return matches[0][1]
+
+
+def _merged(song: imvdb.FoundVideo | None, clip: youtube.FoundVideo | None, youtube_id: str | None) -> dict[str, Any]:
+    """What both say; IMVDb knows the song better, YouTube the file."""
+    found: dict[str, Any] = {"youtube_id": youtube_id, "url": youtube.watch_url(youtube_id) if youtube_id else None}
+    if clip is not None:
+        fields = ("description", "year", "duration", "thumbnail_url")
+        found |= {field: getattr(clip, field) for field in fields}
+    if song is not None:
+        better = {
+            "imvdb_id": song.imvdb_id,
+            "directors": song.directors,
+            "year": song.year,
+            "thumbnail_url": song.image,
+        }
+        found |= {field: value for field, value in better.items() if value}
+    return found
 
 
 # Files
@@ -311,6 +520,16 @@ async def stream_video(request: Request, video_id: int, db: DbDep, _: Reader) ->
 
 
 # Small things
+
+
+def _titled(video: Any) -> dict[str, Any]:
+    return {"id": video.id, "title": video.title}
+
+
+async def _tell_status(connection: AsyncConnection, request: Request, rows: Sequence[Any], status: str) -> None:
+    """Of those that have another status now; to be called with what they were before."""
+    if changed := [_titled(row) for row in rows if row.status != status]:
+        await emit(connection, request, "video.status_changed", {"videos": changed, "status": status})
 
 
 def _status_field(data: Mapping[str, Any]) -> str:

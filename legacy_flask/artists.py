@@ -11,7 +11,7 @@ from flask import Blueprint, Response, current_app, jsonify, request
 from sqlalchemy import Text, delete, func, select, type_coerce
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from . import thumbnails
+from . import events, settings, thumbnails
 from .audit import audit
 from .auth import role_required
 from .db import get_session, transaction
@@ -29,6 +29,7 @@ from .http import (
     text_list,
 )
 from .models import VIDEO_STATUSES, Artist, CacheEntry, Download, Video, name_key, sort_name, utcnow
+from .upstreams import errors, imvdb, lastfm, wikipedia
 
 bp = Blueprint("artists", __name__, url_prefix="/api/artists")
 
@@ -204,6 +205,7 @@ def create_artist():
             db.add(artist)
             db.flush()
             audit(db, "artists.create", f"artist:{artist.id}", name=artist.name)
+            events.emit(db, "artist.created", {"artist": {"id": artist.id, "name": artist.name}})
     except IntegrityError:
         refuse_duplicates(get_session(), fields)
         raise
@@ -225,6 +227,8 @@ def update_artist(artist_id):
                 setattr(artist, field, value)
             db.flush()
             audit(db, "artists.update", f"artist:{artist.id}", fields=sorted(fields))
+            told = {"artist": {"id": artist.id, "name": artist.name}, "fields": sorted(fields)}
+            events.emit(db, "artist.updated", told)
             video_count = count_videos(db, artist)
     except IntegrityError:
         refuse_duplicates(get_session(), fields, artist_id)
@@ -253,6 +257,8 @@ def delete_artist(artist_id):
         db.execute(delete(Video).where(Video.artist_id == artist_id))
         db.delete(artist)
         audit(db, "artists.delete", f"artist:{artist_id}", name=artist.name, videos=len(videos))
+        told = {"artist": {"id": artist_id, "name": artist.name}, "videos_deleted": len(videos)}
+        events.emit(db, "artist.deleted", told)
     for folder in [artist.thumbnail_path, *(path for _, path in videos)]:
         thumbnails.remove(folder)
     files_deleted = bool(removable) and remove_folder(artist.folder_path)
@@ -282,6 +288,113 @@ def remove_folder(folder: str | None) -> bool:
         current_app.logger.exception("the folder of a deleted artist is still there")
         return False
     return True
+
+
+# --- found elsewhere ---------------------------------------------------------------------------------------------
+
+
+def adopt(fields: dict, source: str) -> int:
+    """Store an artist found at a service, then the picture if it can be had; the new id. Raises ApiError 409."""
+    fields = {"folder_path": safe_name(fields["name"])} | fields
+    artist = Artist(**fields)
+    try:
+        with transaction() as db:
+            refuse_duplicates(db, fields)
+            db.add(artist)
+            db.flush()
+            audit(db, "artists.import", f"artist:{artist.id}", name=artist.name, source=source)
+            told = {"artist": {"id": artist.id, "name": artist.name}, "source": source}
+            events.emit(db, "artist.imported", told)
+    except IntegrityError:
+        refuse_duplicates(get_session(), fields)
+        raise
+    adopt_picture(artist.id, artist.thumbnail_url)
+    return artist.id
+
+
+def adopt_picture(artist_id: int, url: str | None) -> bool:
+    """Fetch and keep the picture of an artist. When that fails, what is there already stays."""
+    folder = f"thumbnails/artists/{artist_id}"
+    if not url or not thumbnails.fetch(url, folder):
+        return False
+    with transaction() as db:
+        artist = db.get(Artist, artist_id, with_for_update=True)
+        if artist is not None:
+            artist.thumbnail_path = folder
+    if artist is None:  # deleted meanwhile
+        thumbnails.remove(folder)
+    return artist is not None
+
+
+@bp.put("/<int:artist_id>/metadata/update")
+@role_required("user")
+def refresh_artist_metadata(artist_id):
+    """Fill in what IMVDb, Last.fm and Wikipedia know; what is there already stays, unless `overwrite=true`."""
+    overwrite = bool(query_flag("overwrite"))
+    db = get_session()
+    artist = find_or_404(db, Artist, artist_id)
+    texts, problems = settings.texts(db), []
+    entity = find_entity(texts, artist)
+    info = None
+    if texts.get("lastfm_api_key") and (overwrite or not (artist.bio and artist.genres)):
+        info = tried(problems, lastfm.artist_info, texts, artist.name)
+    image, wants_picture = entity.image, overwrite or artist.thumbnail_path is None
+    if image is None and wants_picture:
+        image = tried(problems, wikipedia.picture, texts, artist.name)
+    found = {
+        "imvdb_id": entity.imvdb_id,
+        "bio": entity.bio or (info and info.bio),
+        "genres": info and info.genres,
+        "thumbnail_url": image,
+    }
+    with transaction() as db:
+        artist = find_or_404(db, Artist, artist_id, lock=True)
+        fields = fresh(artist, found, overwrite)
+        refuse_duplicates(db, fields, artist_id)
+        for field, value in fields.items():
+            setattr(artist, field, value)
+        audit(db, "artists.refresh", f"artist:{artist_id}", fields=sorted(fields))
+        if fields:
+            told = {"artist": {"id": artist_id, "name": artist.name}, "fields": sorted(fields)}
+            events.emit(db, "artist.updated", told)
+    saved = wants_picture and adopt_picture(artist_id, image)
+    db = get_session()
+    artist = find_or_404(db, Artist, artist_id)
+    return success(
+        "Metadata updated",
+        artist=artist_json(artist, count_videos(db, artist)),
+        updated=sorted(fields),
+        thumbnail_saved=saved,
+        problems=[problem.message for problem in problems],
+    )
+
+
+def find_entity(texts: dict, artist: Artist) -> imvdb.Entity:
+    """The artist on IMVDb, by id or by exactly that name. Raises ApiError 400, 404, 429, 502."""
+    if artist.imvdb_id:
+        return imvdb.entity(texts, artist.imvdb_id)[0]
+    for entity in imvdb.search_entities(texts, artist.name):
+        if name_key(entity.name) == artist.name_key:
+            return imvdb.entity(texts, entity.imvdb_id)[0]
+    raise errors.not_found(errors.IMVDB, "Artist")
+
+
+def tried(problems: list[ApiError], ask, *arguments):
+    """What a service answers that is not needed; None when it fails, which is noted."""
+    try:
+        return ask(*arguments)
+    except ApiError as problem:
+        problems.append(problem)
+        return None
+
+
+def fresh(row, found: dict, overwrite: bool) -> dict:
+    """What was found and changes the row: fields that are empty there, with `overwrite` others too."""
+    return {
+        field: value
+        for field, value in found.items()
+        if value and value != getattr(row, field) and (overwrite or not getattr(row, field))
+    }
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------

@@ -39,16 +39,13 @@ class Wanted(NamedTuple):
     duration: int | None = None
 
 
-class Candidate(NamedTuple):
-    """What was found; `duration` is in seconds, `year` that of the publication."""
-
-    title: str
-    channel: str = ""
-    year: int | None = None
-    duration: int | None = None
+def ranked(wanted: Wanted, found: list, threshold: float) -> list[tuple]:
+    """Scores and candidates with `threshold` or more, the best first. A candidate has `title`, `channel`, `year`, `duration`."""
+    scored = [(score(wanted, candidate), candidate) for candidate in found]
+    return sorted((match for match in scored if match[0] >= threshold), key=lambda match: -match[0])
 
 
-def score(wanted: Wanted, found: Candidate) -> int:
+def score(wanted: Wanted, found) -> int:
     """How likely the official video of what is wanted has been found, from 0 (it is by somebody else) to 100."""
     artist, title = without_article(words(wanted.artist)), words(found.title)
     named, own = contains(title, artist), owns(artist, found.channel)

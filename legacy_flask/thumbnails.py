@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from .files import existing_file, inside
 from .http import ApiError
+from .upstreams import client
 
 SIZES = {"small": 150, "medium": 300, "large": 600, "original": None}  # pixels of the longer side
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
@@ -33,6 +34,16 @@ def save(upload, folder: str) -> dict:
         write_jpeg(copy, target / f"{size}.jpg")
         dimensions[size] = {"width": copy.width, "height": copy.height}
     return dimensions
+
+
+def fetch(url: str, folder: str) -> bool:
+    """Write the four sizes of a picture on the web; False when it cannot be had, or is none."""
+    try:
+        save(BytesIO(client.fetch(url, MAX_UPLOAD)), folder)
+    except (client.Unreachable, ApiError, OSError) as error:
+        current_app.logger.warning("no thumbnail for %s: %s", folder, error)
+        return False
+    return True
 
 
 def decode(content: bytes) -> Image.Image:

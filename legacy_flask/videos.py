@@ -4,14 +4,15 @@ import os
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 
 from flask import Blueprint, Response, current_app, jsonify, request, send_file
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import contains_eager
 
-from . import thumbnails
-from .artists import has_genre, web_address
+from . import events, settings, thumbnails
+from .artists import fresh, has_genre, name_fields, tried, web_address
 from .audit import audit
 from .auth import role_required
 from .db import get_session, transaction
@@ -28,7 +29,9 @@ from .http import (
     text,
     text_list,
 )
-from .models import VIDEO_STATUSES, Artist, Video, name_key
+from .matching import Wanted, ranked, split_title, words
+from .models import VIDEO_STATUSES, Artist, Download, Video, name_key
+from .upstreams import errors, imvdb, youtube
 
 bp = Blueprint("videos", __name__, url_prefix="/api/videos")
 
@@ -41,6 +44,8 @@ SORTS = {
 }
 DIRECT_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm"}  # browsers play these as they are
 CHUNK = 64 * 1024
+UNKNOWN_ARTIST = "Unknown Artist"
+ATTEMPTS = 5  # at storing what somebody else may store at the same time
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -126,6 +131,8 @@ def update_video(video_id):
             db.flush()
             moved = rename_file(video) if rename else None
             audit(db, "videos.update", f"video:{video_id}", fields=sorted(fields), file_moved=bool(moved))
+            told = {"videos": [titled(video)], "fields": sorted(fields), "file_moved": bool(moved)}
+            events.emit(db, "video.updated", told)
             db.flush()
             db.refresh(video)
             answer = video_json(video) | {"file_moved": bool(moved)}
@@ -164,6 +171,7 @@ def delete_video(video_id):
         video = find_or_404(db, Video, video_id, lock=True)
         db.delete(video)
         audit(db, "videos.delete", f"video:{video_id}", title=video.title, file_path=video.file_path)
+        events.emit(db, "video.deleted", {"videos": [titled(video)]})
     thumbnails.remove(video.thumbnail_path)
     file_deleted = bool(query_flag("delete_file")) and remove_file(video.file_path)
     return success("Video deleted", file_deleted=file_deleted)
@@ -188,6 +196,7 @@ def set_status(video_id):
     with transaction() as db:
         video = find_or_404(db, Video, video_id, lock=True)
         audit(db, "videos.set_status", f"video:{video_id}", before=video.status, after=status)
+        tell_status(db, [video], status)
         video.status = status
         db.flush()
         answer = video_json(video)
@@ -200,10 +209,13 @@ def bulk_status():
     data = json_body()
     ids, status = id_list(data, "video_ids"), status_field(data)
     with transaction() as db:
-        found = sorted(db.scalars(select(Video.id).where(Video.id.in_(ids)).with_for_update()))
+        query = select(Video.id, Video.title, Video.status).where(Video.id.in_(ids)).with_for_update()
+        rows = db.execute(query.order_by(Video.id)).all()
+        found = [row.id for row in rows]
         changed = update(Video).where(Video.id.in_(found)).values(status=status)
         db.execute(changed, execution_options={"synchronize_session": False})
         audit(db, "videos.bulk_status", video_ids=found, after=status)
+        tell_status(db, rows, status)
     missing = [video_id for video_id in ids if video_id not in found]
     return success(f"Status of {len(found)} videos updated", updated=len(found), not_found=missing)
 
@@ -214,17 +226,182 @@ def bulk_delete_videos():
     """Rows only, never files."""
     ids = id_list(json_body(), "video_ids")
     with transaction() as db:
-        query = select(Video.id, Video.thumbnail_path).where(Video.id.in_(ids)).with_for_update()
-        pictures = {video_id: path for video_id, path in db.execute(query)}
+        query = select(Video.id, Video.title, Video.thumbnail_path).where(Video.id.in_(ids)).with_for_update()
+        rows = db.execute(query.order_by(Video.id)).all()
+        pictures = {row.id: row.thumbnail_path for row in rows}
         deleted = [video_id for video_id in ids if video_id in pictures]
         gone = delete(Video).where(Video.id.in_(deleted))
         db.execute(gone, execution_options={"synchronize_session": False})
         audit(db, "videos.bulk_delete", video_ids=deleted)
+        if rows:
+            events.emit(db, "video.deleted", {"videos": [titled(row) for row in rows]})
     for path in pictures.values():
         thumbnails.remove(path)
     failed = [{"id": video_id, "error": "Video not found"} for video_id in ids if video_id not in pictures]
     message = f"{len(deleted)} of {len(ids)} videos deleted"
     return jsonify(message=message, count=len(deleted), deleted=deleted, failed=failed), 207 if failed else 200
+
+
+# --- found elsewhere ---------------------------------------------------------------------------------------------
+
+
+@bp.post("/import-from-youtube")
+@role_required("user")
+def import_youtube():
+    """A video by its id or address there, of the artist that `artist_id` or its title names; `download` queues it."""
+    data = json_body()
+    youtube_id, artist_id = youtube_field(data), number(data, "artist_id")
+    download = bool(data.get("download"))
+    db = get_session()
+    refuse_duplicates(db, {"youtube_id": youtube_id}, 0)
+    if artist_id is not None and db.get(Artist, artist_id) is None:
+        raise ApiError(400, "No such artist")
+    found = youtube.video(settings.texts(db), youtube_id)
+    for _ in range(ATTEMPTS - 1):
+        with suppress(IntegrityError):  # somebody has just added the video, or its artist
+            return success("Video imported", 201, **add_found(found, artist_id, download))
+    return success("Video imported", 201, **add_found(found, artist_id, download))
+
+
+def add_found(found: youtube.FoundVideo, artist_id: int | None, download: bool) -> dict:
+    with transaction() as db:
+        refuse_duplicates(db, {"youtube_id": found.youtube_id}, 0)
+        artist, created = artist_of(db, artist_id, found)
+        video = Video(artist_id=artist.id, **youtube_fields(found))
+        db.add(video)
+        db.flush()
+        about = {"video": {"id": video.id, "title": video.title}}
+        audit(db, "videos.import", f"video:{video.id}", youtube_id=video.youtube_id, artist_created=created)
+        events.emit(db, "video.imported", about | {"source": "youtube"})
+        queued = None
+        if download:
+            queued = Download(video_id=video.id, active_video_id=video.id, quality=artist.quality)
+            db.add(queued)
+            db.flush()
+            events.emit(db, "download.queued", about | {"download": {"id": queued.id}})
+        answer = video_json(video)
+    return {"video": answer, "artist_created": created, "download_id": queued.id if queued else None}
+
+
+def artist_of(db, artist_id: int | None, found: youtube.FoundVideo) -> tuple[Artist, bool]:
+    """The artist of a video, and whether it was made now: unmonitored, since only this video was asked for."""
+    if artist_id is not None:
+        artist = db.get(Artist, artist_id)
+        if artist is None:
+            raise ApiError(400, "No such artist")
+        return artist, False
+    name = split_title(found.title, found.channel)[0] or UNKNOWN_ARTIST
+    fields = name_fields({"name": name[:255]})
+    artist = db.scalar(select(Artist).where(Artist.name_key == fields["name_key"]))
+    if artist is not None:
+        return artist, False
+    artist = Artist(**fields, folder_path=safe_name(fields["name"]), monitored=False)
+    db.add(artist)
+    db.flush()
+    return artist, True
+
+
+def youtube_field(data: dict) -> str:
+    spelling = text(data, "youtube_id", 1000) or text(data, "url", 1000)
+    if spelling is None:
+        raise ApiError(400, "youtube_id or url is required")
+    youtube_id = youtube.id_of(spelling)
+    if youtube_id is None:
+        raise ApiError(400, "Not a video on YouTube")
+    return youtube_id
+
+
+def youtube_fields(found: youtube.FoundVideo) -> dict:
+    """The columns that YouTube fills."""
+    return {
+        "title": split_title(found.title, found.channel)[1],
+        "youtube_id": found.youtube_id,
+        "url": youtube.watch_url(found.youtube_id),
+        "description": found.description,
+        "year": found.year,
+        "duration": found.duration,
+        "thumbnail_url": found.thumbnail_url,
+    }
+
+
+@bp.post("/<int:video_id>/refresh-metadata")
+@role_required("user")
+def refresh_video_metadata(video_id):
+    """Fill in what IMVDb and YouTube know, as far as they are configured; `overwrite=true` also replaces."""
+    overwrite = bool(query_flag("overwrite"))
+    db = get_session()
+    video = find_or_404(db, Video, video_id)
+    found, problems = found_elsewhere(settings.texts(db), video)
+    with transaction() as db:
+        video = find_or_404(db, Video, video_id, lock=True)
+        fields = fresh(video, found, overwrite)
+        refuse_duplicates(db, fields, video_id)
+        for field, value in fields.items():
+            setattr(video, field, value)
+        db.flush()
+        audit(db, "videos.refresh", f"video:{video_id}", fields=sorted(fields))
+        if fields:
+            told = {"video": {"id": video_id, "title": video.title}, "fields": sorted(fields)}
+            events.emit(db, "video.updated", told)
+        answer = video_json(video)
+    told = [problem.message for problem in problems]
+    return success("Metadata updated", video=answer, updated=sorted(fields), problems=told)
+
+
+def found_elsewhere(texts: dict, video: Video) -> tuple[dict, list[ApiError]]:
+    """Columns for a video, and what went wrong. Raises ApiError when no service has anything to say."""
+    wanted = Wanted(video.artist.name, video.title, video.year, video.duration)
+    problems, song, clip = [], None, None
+    if not (texts.get("imvdb_api_key") or texts.get("youtube_api_key")):
+        raise errors.not_configured(errors.IMVDB)
+    if texts.get("imvdb_api_key"):
+        song = tried(problems, find_on_imvdb, texts, wanted, video.imvdb_id)
+    youtube_id = video.youtube_id or (song and song.youtube_id)
+    if texts.get("youtube_api_key"):
+        clip = tried(problems, find_on_youtube, texts, wanted, youtube_id)
+        youtube_id = clip and clip.youtube_id
+    if song is None and clip is None:
+        raise problems[0]
+    return merged(song, clip, youtube_id), problems
+
+
+def find_on_imvdb(texts: dict, wanted: Wanted, imvdb_id: str | None) -> imvdb.FoundVideo:
+    """By id, or by exactly that artist and title. Raises ApiError 400, 404, 429, 502."""
+    if imvdb_id:
+        return imvdb.video(texts, imvdb_id)
+    for found in imvdb.search_videos(texts, f"{wanted.artist} - {wanted.title}"):
+        by_artist = words(wanted.artist) in map(words, found.artists)
+        if by_artist and words(found.title) == words(wanted.title):
+            return imvdb.video(texts, found.imvdb_id)
+    raise errors.not_found(errors.IMVDB, "Video")
+
+
+def find_on_youtube(texts: dict, wanted: Wanted, youtube_id: str | None) -> youtube.FoundVideo:
+    """By id, or the best match of a search that is good enough. Raises ApiError 400, 404, 429, 502."""
+    if youtube_id:
+        return youtube.video(texts, youtube_id)
+    found = youtube.search_videos(texts, f"{wanted.artist} - {wanted.title}")
+    matches = ranked(wanted, found, settings.as_number(texts["discovery_threshold"], 60))
+    if not matches:
+        raise errors.not_found(errors.YOUTUBE, "Video")
+    return matches[0][1]
+
+
+def merged(song: imvdb.FoundVideo | None, clip: youtube.FoundVideo | None, youtube_id: str | None) -> dict:
+    """What both say; IMVDb knows the song better, YouTube the file."""
+    found = {"youtube_id": youtube_id, "url": youtube.watch_url(youtube_id) if youtube_id else None}
+    if clip is not None:
+        fields = ("description", "year", "duration", "thumbnail_url")
+        found |= {field: getattr(clip, field) for field in fields}
+    if song is not None:
+        better = {
+            "imvdb_id": song.imvdb_id,
+            "directors": song.directors,
+            "year": song.year,
+            "thumbnail_url": song.image,
+        }
+        found |= {field: value for field, value in better.items() if value}
+    return found
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -302,6 +479,17 @@ def ordering():
     column = SORTS.get(sort, Video.created_at)
     descending = order == "desc" or (order != "asc" and sort not in SORTS)
     return [column.desc(), Video.id.desc()] if descending else [column, Video.id]
+
+
+def titled(video) -> dict:
+    return {"id": video.id, "title": video.title}
+
+
+def tell_status(db, videos: list, status: str) -> None:
+    """Of those that have another status now; to be called with what they were before."""
+    changed = [titled(video) for video in videos if video.status != status]
+    if changed:
+        events.emit(db, "video.status_changed", {"videos": changed, "status": status})
 
 
 def status_field(data: dict) -> str:
