@@ -3,6 +3,7 @@
 python -m legacy_flask.seed                  2 000 artists and 20 000 videos
 python -m legacy_flask.seed --size small     a few dozen rows with their files, always the same
 python -m legacy_flask.seed --demo           and a user of every role, with the passwords below
+python -m legacy_flask.seed --services URL   a library to try things out with, from the services at this address
 python -m legacy_flask.seed --admin NAME     an administrator; the password is asked for, or read from ADMIN_PASSWORD
 """
 
@@ -24,7 +25,9 @@ from . import create_app, passwords, thumbnails
 from .auth import revoke
 from .db import StartupError, get_session, transaction
 from .files import safe_name
+from .http import ApiError
 from .models import (
+    ROLES,
     VIDEO_STATUSES,
     Artist,
     Download,
@@ -133,6 +136,29 @@ SMALL_FILES = {
     6: {"title": '100% "Live" <b>\\o/</b> 🎸', "duration": None, "year": None, "quality": None},
     20: {"file_path": "Daft Punk/empty.mp4", "file_size": 0, "status": "DOWNLOADED"},
 }
+
+
+# Names of files that wait to be organized; the last ones never are.
+WAITING = (
+    "100% Electronica - 100% Live.mp4",
+    "Beyonce\u0301 - De\u0301ja\u0300 Vu.mp4",  # decomposed
+    "Björk - Hyperballad (Official Video) (1996) [1080p].mp4",
+    "Björk - Jóga.mp4",  # there is one in the library
+    "New Artist – Première [HD].webm",
+    "Sigur Rós - " + "Ágætis byrjun " * 13 + ".mp4",
+    "_Quote_ 'single' - '.avi",
+    "abba - abba SONG 18.MKV",  # one that is wanted
+    "no artist.mp4",
+    "under_score_-_under_score_song_10.mp4",
+    "椎名林檎/丸ノ内サディスティック [aB3-_xYz012].webm",
+    ".hidden - file.mp4",
+    ".hidden/Kino - file.mp4",
+    "Daft Punk - Piece.f137.mp4",
+    "Kino - Unfinished.mp4.part",
+    "Kino - Unfinished.mp4.ytdl",
+    "Kino - Unfinished.tmp",
+    "notes.txt",
+)
 
 
 def small_video(number: int, artists: list[dict]) -> dict:
@@ -292,6 +318,11 @@ def write_files(library: Path, data: Path) -> None:
             os.utime(path, (FILE_TIME, FILE_TIME))
 
 
+def write_waiting(downloads: Path) -> None:
+    for number, name in enumerate(WAITING, 100):
+        write_file(downloads / name, random.Random(number).randbytes(10 * number))
+
+
 def write_file(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -318,6 +349,7 @@ def seed(app: Flask, size: str = "large", demo: bool = False) -> str:
                     db.execute(insert(model.__table__), values)
         if size == "small":
             write_files(app.config["LIBRARY_PATH"], app.config["DATA_PATH"])
+            write_waiting(app.config["DOWNLOADS_PATH"])
     return f"{len(rows[Artist])} artists and {len(rows[Video])} videos"
 
 
@@ -354,6 +386,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m legacy_flask.seed", description="Fill the library.")
     parser.add_argument("--size", choices=("small", "large"), default="large")
     parser.add_argument("--demo", action="store_true", help="also a user of every role; their passwords are printed")
+    parser.add_argument("--services", metavar="URL", help="a small library from these services, and the same users")
     parser.add_argument("--admin", metavar="NAME", help="only make this administrator")
     options = parser.parse_args()
     try:
@@ -361,10 +394,16 @@ def main() -> int:
         if options.admin:
             print(set_admin(app, options.admin, ask_password()))
             return 0
-        print(seed(app, options.size, options.demo))
-        if options.demo:
-            print("\n".join(f"{username} / {password}  ({role})" for username, password, role in DEMO_USERS))
-    except StartupError as error:
+        if options.services:
+            from .demo import fill  # which is built from this module
+
+            print(fill(app, options.services))
+        else:
+            print(seed(app, options.size, options.demo))
+        if options.demo or options.services:
+            users = DEMO_USERS[: len(ROLES)] if options.services else DEMO_USERS
+            print("\n".join(f"{username} / {password}  ({role})" for username, password, role in users))
+    except (StartupError, ApiError) as error:
         print(error.message, file=sys.stderr)
         return 2
     return 0

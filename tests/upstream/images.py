@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from .catalogue import artist_named, chance
+from .catalogue import chance
 
 _NAME = re.compile(r"(?P<name>.*?)(-(?P<width>\d{1,4})x(?P<height>\d{1,4}))?\.(?P<kind>jpg|jpeg|png|webp|gif)")
 _REDIRECTS = {
@@ -58,8 +58,11 @@ def drawn(name: str, width: int, height: int, kind: str = "jpeg") -> bytes:
         draw.ellipse(box, fill=f"hsl({hill + 15 * layer}, 45%, {38 - 9 * layer}%)")
     sun, size = chance(f"{name} sun", width + 1), height // 5
     draw.ellipse((sun - size, height // 9, sun + size, height // 9 + 2 * size), fill=f"hsl({sky + 180}, 70%, 75%)")
-    font = ImageFont.load_default(max(10, height // 9))
-    draw.text((width // 20, height * 5 // 6), artist_named(name)[:40], "white", font)
+    if text := name.replace("-", " ").title() * name.isascii():  # the font that Pillow brings has no other letters
+        size = min(
+            height / 9, height / 9 * 0.9 * width / draw.textlength(text, font=ImageFont.load_default(height / 9))
+        )
+        draw.text((width / 20, height * 5 / 6), text, "white", ImageFont.load_default(size))
     content = BytesIO()
     picture.save(content, kind.upper(), quality=80)
     return content.getvalue()
