@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from flask import Flask, Request
+from starlette.convertors import CONVERTOR_TYPES
 from starlette.datastructures import URLPath
 from starlette.routing import BaseRoute, NoMatchFound, get_name
 from starlette.routing import Match as Fit
@@ -305,12 +306,16 @@ def _read(fastapi: FastAPI) -> tuple[list[_Operation], list[RouteContext]]:
                     named=context.endpoint is None or context.name != get_name(context.endpoint),
                     path=path,
                     path_format=context.path_format,
-                    shape=_FASTAPI_PARAMETER.sub(lambda m: _SEGMENTS if m[2] == "path" else _SEGMENT, path),
+                    shape=_FASTAPI_PARAMETER.sub(lambda m: _SEGMENTS if _takes_slashes(m[2]) else _SEGMENT, path),
                     parameters=tuple(m[1] for m in _FASTAPI_PARAMETER.finditer(path)),
                     methods=frozenset(context.methods),
                 )
             )
     return operations, others
+
+
+def _takes_slashes(convertor: str | None) -> bool:
+    return re.fullmatch(CONVERTOR_TYPES[convertor or "str"].regex, "a/b") is not None
 
 
 def _is_stock(route: BaseRoute) -> bool:

@@ -27,6 +27,7 @@ from flask import (
 from flask import Request as FlaskRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.routing import Match as Fit
 from starlette.routing import Mount
 from werkzeug.exceptions import HTTPException as WerkzeugException
@@ -36,6 +37,15 @@ from werkzeug.routing import BaseConverter, Map, MapAdapter, Rule
 from gateway.errors import ConfigError, RouteError
 from gateway.routes import NEW, KnownRoute, Match, RouteTable, hand_over
 from tests.support.asgi import Answer, ask, http_scope
+
+
+class Rest(PathConvertor):
+    """An application's own."""
+
+    regex = ".+"
+
+
+register_url_convertor("rest", Rest())
 
 
 def flask_app(*rules: str, **options: Any) -> Flask:
@@ -100,6 +110,8 @@ def test_without_the_name_an_equal_method_and_template_is_enough() -> None:
         ("/a/<int(min=3):x>", "/a/{y:float}", True),
         ("/a/<uuid:x>-<any(b, c):z>", "/a/{x}-{z}", True),
         ("/a/<path:x>", "/a/{y:path}", True),
+        ("/a/<path:x>", "/a/{y:rest}", True),
+        ("/a/<x>", "/a/{x:rest}", False),
         ("/a/<path:x>", "/a/{x}", False),
         ("/a/<x>", "/a/{x:path}", False),
         ("/a/<x>/", "/a/{x}", False),
