@@ -49,20 +49,6 @@ class _Digits(Convertor[int]):
         return str(value)
 
 
-class _Segments(Convertor[str]):
-    """One segment or several, the first one not empty, as Werkzeug's `path`; Starlette's own takes nothing at all."""
-
-    regex = r"[^/].*"
-
-    @override
-    def convert(self, value: str) -> str:
-        return value
-
-    @override
-    def to_string(self, value: str) -> str:
-        return value
-
-
 class _Tail(Convertor[str]):
     """All the rest of a path, slashes and all, as Werkzeug's `path`; FastAPI's own may be empty or begin with one."""
 
@@ -79,7 +65,6 @@ class _Tail(Convertor[str]):
 
 register_url_convertor("digits", _Digits())
 register_url_convertor("tail", _Tail())
-register_url_convertor("segments", _Segments())
 
 
 def read(router: APIRouter, path: str, *, name: str) -> Callable[[Handler], Handler]:

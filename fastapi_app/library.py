@@ -107,7 +107,7 @@ async def scan_downloads(request: Request, db: DbDep, _: Member) -> Response:
     return await off_loop(answer)  # there may be thousands
 
 
-@read(router, "/library/preview/{filename:segments}", name="library.preview_organize")
+@read(router, "/library/preview/{filename:tail}", name="library.preview_organize")
 async def preview_organize(request: Request, filename: str, db: DbDep, _: Member) -> Response:
     await db.close()
     if leads_out(filename):

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 ALONE = "Flask alone"
 LEGACY, FASTAPI = (backend.value for backend in Backend)  # behind the gateway
 _UNFINISHED = (
-    "SELECT count(*) FROM jobs WHERE status IN ('queued', 'running')",
+    "SELECT count(*) FROM jobs WHERE status IN ('queued', 'running') AND id <> 'of the case'",
     "SELECT count(*) FROM webhook_deliveries WHERE status IN ('pending', 'delivering')",
 )
 
@@ -84,7 +84,8 @@ class World:
         self._engines = [app.extensions["engine"] for app in (self._alone, behind)]
         self._set(self.upstream.settings)
         self.snapshot = Snapshot(self._engines[0], home / "live", home / "keep")
-        self._behind, self._port = behind, port
+        known = [app.extensions for app in (self._alone, behind)] + [port.state]
+        self._forgetful = [here[name] for here in known for name in ("upstream", "spotify")]
         self._gateway, self._flags = _compose(behind, port, home / "state")
         self._runner = asyncio.Runner()
         self._lifespan = Lifespan(self._gateway)
@@ -102,10 +103,8 @@ class World:
         """As it was in the beginning: rows, files, and what the applications know of the services."""
         self.snapshot.restore()
         self.upstream.reset()
-        known = [app.extensions.get("upstream") for app in (self._alone, self._behind)]
-        for client in (*known, getattr(self._port.state, "upstream", None)):
-            if hasattr(client, "forget"):
-                client.forget()
+        for client in self._forgetful:
+            client.forget()
 
     @contextmanager
     def outside(self, dials: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
