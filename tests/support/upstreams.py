@@ -8,7 +8,8 @@ from typing import Any
 
 import uvicorn
 
-from tests.upstream import KEY, SPOTIFY_ID, SPOTIFY_SECRET, Control, create_app
+from legacy_flask.demo import services
+from tests.upstream import Control, create_app
 
 from .processes import wait_until
 
@@ -23,17 +24,7 @@ class Upstream:
     @property
     def settings(self) -> dict[str, str]:
         """With which the reference application asks here, with the right keys and as quickly as it can."""
-        services = ("youtube", "imvdb", "spotify", "lastfm", "wikipedia")
-        return {
-            **{f"{service}_url": f"{self.url}/{service}" for service in services},
-            **{f"{service}_per_second": "0" for service in services},
-            "spotify_token_url": f"{self.url}/spotify-token",
-            "youtube_api_key": KEY,
-            "imvdb_api_key": KEY,
-            "lastfm_api_key": KEY,
-            "spotify_client_id": SPOTIFY_ID,
-            "spotify_client_secret": SPOTIFY_SECRET,
-        }
+        return services(self.url)
 
     def dial(self, dials: Mapping[str, Mapping[str, Any]]) -> None:
         """Replace all dials."""
@@ -53,8 +44,9 @@ class Upstream:
 def upstream() -> Iterator[Upstream]:
     control = create_app()
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    config = uvicorn.Config(control, log_level="error", access_log=False, ws="none", lifespan="off", loop="asyncio")
-    server = uvicorn.Server(config)
+    quiet = {"log_level": "error", "access_log": False, "ws": "none", "lifespan": "off"}
+    # A connection that ends while a client takes it up again would fail a call at random.
+    server = uvicorn.Server(uvicorn.Config(control, loop="asyncio", timeout_keep_alive=3600, **quiet))
     thread = threading.Thread(target=server.run, args=([listener],), name="upstream", daemon=True)
     thread.start()
     try:
