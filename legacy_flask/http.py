@@ -46,7 +46,7 @@ def init_app(app: Flask) -> None:
         app.register_error_handler(unavailable, on_database_error)
 
 
-def error_response(status: int, message: str, **payload):
+def error_response(status: int, message: str, /, **payload):
     return jsonify(error=message, **payload), status
 
 
