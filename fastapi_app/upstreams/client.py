@@ -28,20 +28,19 @@ import aiohttp
 import httpcore
 import httpx
 import stamina
-from httpx_aiohttp import AiohttpTransport
 
 from fastapi_app.containment import refuse
 
 from . import guard
 from .breaker import REST_S, Breaker
 from .failures import AddressRefused, CircuitOpen, Timeout, TooBusy, TooLarge, Unavailable
+from .http1 import Http1Transport
 from .http2 import Http2Transport
 from .limiter import Limiter, Rate
 
 __all__ = ["AddressRefused", "CircuitOpen", "Rate", "Timeout", "TooBusy", "TooLarge", "Unavailable", "UpstreamClient"]
 
 CONNECTIONS = 100
-IDLE_S = 15.0  # aiohttp cannot keep just 20 connections; unused ones go after this time
 MAX_BYTES = 2_000_000
 ATTEMPTS = 3
 PATIENCE_S = 2.0  # longer than this `Retry-After` is for the caller to honour
@@ -245,7 +244,8 @@ class UpstreamClient:
             origin.in_flight += 1
             try:
                 response = await self._exchange(call, name)
-                well = not _failed(response)
+                if not (well := not _failed(response)):
+                    logger.warning("%s: %d", name, response.status_code)
             except AddressRefused:
                 raise
             except Unavailable as error:
@@ -302,20 +302,8 @@ class UpstreamClient:
             if origin in self._http2:
                 wires.http2 = wires.http2 or Http2Transport(self._guard, await _tls())
                 return wires.http2
-            wires.http1 = wires.http1 or self._http1_transport(await _tls())
+            wires.http1 = wires.http1 or Http1Transport(self._guard, await _tls())
             return wires.http1
-
-    def _http1_transport(self, tls: ssl.SSLContext) -> AiohttpTransport:
-        def session() -> aiohttp.ClientSession:
-            connector = aiohttp.TCPConnector(
-                limit=0,  # the gate counts
-                ssl=tls,
-                keepalive_timeout=IDLE_S,
-                socket_factory=self._guard.socket,
-            )
-            return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-
-        return AiohttpTransport(client=session, verify=tls)
 
     def _origin(self, name: str) -> Origin:
         origin = self._origins.pop(name, None) or Origin(Breaker(rest_s=self._rest_s))

@@ -16,7 +16,7 @@ from .failures import AddressRefused
 
 MAX_URL = 8_000  # characters
 
-_NEVER_IN_A_URL = re.compile(r"[\x00-\x20\x7f\\]")
+_NEVER_IN_A_URL = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
 _NUMBER_AT_THE_END = re.compile(r"(?:^|\.)(?:\d+|0[xX][0-9a-fA-F]*)\.?$")
 _GLOBAL_UNICAST = ip_network("2000::/3")
 _NAT64 = ip_network("64:ff9b::/96")  # an IPv4 address in the last 32 bits

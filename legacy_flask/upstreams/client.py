@@ -43,6 +43,7 @@ CHUNK = 65_536
 
 HEADERS = {"Accept": "*/*", "Accept-Encoding": "gzip", "User-Agent": "MusicVideos/1.0 (self-hosted video manager)"}
 QUOTA = {"quotaExceeded", "dailyLimitExceeded"}
+HIDDEN = {"playlistItemsNotAccessible"}
 BAD_KEY = {"keyInvalid", "API_KEY_INVALID", "invalid_client"}  # YouTube and Spotify say it with 400
 
 logger = logging.getLogger(__name__)
@@ -156,6 +157,8 @@ class Upstream:
         try:
             answer = self.exchange(call, name)
             well = not answer.failed
+            if not well:
+                logger.warning("%s: %d", name, answer.status)
         except AddressRefused:
             raise
         except Unavailable as error:
@@ -207,6 +210,7 @@ class Upstream:
 
     def close(self) -> None:
         self.adapter.close()
+        self.limiter.close()
 
 
 class GuardedAdapter(HTTPAdapter):
@@ -377,10 +381,10 @@ def refusal(service: Service, answer: Answer, what: str) -> Exception:
     status, reasons = answer.status, reasons_in(answer.body)
     if status == 403 and reasons & QUOTA:
         return errors.quota_used_up(service)
+    if what and (status == 404 or (status == 403 and reasons & HIDDEN)):
+        return errors.not_found(service, what)
     if status in (401, 403) or (status == 400 and reasons & BAD_KEY):
         return errors.key_refused(service, status)
-    if status == 404 and what:
-        return errors.not_found(service, what)
     if status == 429:
         wait_s = retry_after(answer)
         return errors.asked_to_wait(service, 1 if wait_s is None else min(max(round(wait_s), 1), MAX_WAIT_S))

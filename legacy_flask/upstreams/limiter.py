@@ -38,8 +38,9 @@ class Limiter:
     one call in a second asks Redis again: without Redis every process has the whole rate for itself.
     """
 
-    def __init__(self, redis_url: str = "") -> None:
+    def __init__(self, redis_url: str = "", *, longest_wait_s: float = LONGEST_WAIT_S) -> None:
         """Raises ValueError for what is no URL of a Redis. Connects to nothing."""
+        self._longest_s = longest_wait_s
         self._full: dict[str, float] = {}  # origin -> when its bucket is full again, monotonic
         self._lock = Lock()
         self._redis = connect(redis_url) if redis_url else None
@@ -56,13 +57,17 @@ class Limiter:
         """All buckets of this process are full."""
         self._full.clear()
 
+    def close(self) -> None:
+        if self._redis is not None:
+            self._redis.close()
+
     def _reserve(self, origin: str, step_s: float, burst_s: float) -> float:
         now = time.monotonic()
         if self._redis is None or now < self._ask_at:
             return self._reserve_here(origin, step_s, burst_s)
         if self._ask_at:
             self._ask_at = now + ASK_AGAIN_S  # the others do not wait for it meanwhile
-        arguments = [round(part * 1e6) for part in (step_s, burst_s, LONGEST_WAIT_S)]
+        arguments = [round(part * 1e6) for part in (step_s, burst_s, self._longest_s)]
         try:
             wait_us = self._redis.register_script(SCRIPT)([f"music:limiter:{origin}"], arguments)
         except (RedisError, OSError):
@@ -78,7 +83,7 @@ class Limiter:
             now = time.monotonic()
             full = max(self._full.get(origin, now), now)
             wait_s = max(full + step_s - burst_s - now, 0.0)
-            if wait_s > LONGEST_WAIT_S:
+            if wait_s > self._longest_s:
                 raise TooBusy
             self._full[origin] = full + step_s
             return wait_s
