@@ -146,10 +146,10 @@ WAITING = (
     "Björk - Jóga.mp4",  # there is one in the library
     "New Artist – Première [HD].webm",
     "Sigur Rós - " + "Ágætis byrjun " * 13 + ".mp4",
-    "_Quote_ 'single' - '.avi",
+    "'Quote' _Double_ - 'Quote' _Double_ song 12.avi",  # one that is wanted, with letters that no file name has
     "abba - abba SONG 18.MKV",  # one that is wanted
     "no artist.mp4",
-    "under_score_-_under_score_song_10.mp4",
+    "Daft_Punk_-_Around_the_World.mp4",
     "椎名林檎/丸ノ内サディスティック [aB3-_xYz012].webm",
     ".hidden - file.mp4",
     ".hidden/Kino - file.mp4",
