@@ -27,11 +27,11 @@ from time import monotonic
 from typing import TypeVar
 
 import anyio
-from typing_extensions import override
 
 CHUNK = 64 * 1024  # bytes read at once
 MAX_STDERR = 64 * 1024  # bytes kept; the rest is read and forgotten
 MAX_LINE = 64 * 1024  # bytes; a longer line comes in pieces
+FEW = 8 * 1024  # bytes, whose lines can be worked on without keeping the loop
 LINGER_S = 1.0  # between the end of the output and that of the program
 
 T = TypeVar("T")
@@ -114,9 +114,9 @@ class Runner:
         CommandFailed at the end.
         """
         job, rest = _Job(command, env), b""
-        async with self._streaming(job) as (output, complaints):
+        async with self._streaming(job) as pipes:
             deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
-            while chunk := await _before(deadline, job, output.read(CHUNK)):
+            while chunk := await _before(deadline, job, pipes.read(FEW)):
                 *whole, rest = (rest + chunk).split(b"\n")
                 if len(rest) >= MAX_LINE:
                     whole, rest = [*whole, rest], b""
@@ -126,7 +126,7 @@ class Runner:
                 yield rest.decode(errors="replace")
             await _before(deadline, job, job.ended())
         if job.code:
-            raise CommandFailed(f"{job.name} ended with code {job.code}", job.code, bytes(complaints.end))
+            raise CommandFailed(f"{job.name} ended with code {job.code}", job.code, bytes(pipes.complaints))
 
     async def chunks(self, command: Command, *, env: Mapping[str, str] | None = None) -> AsyncGenerator[bytes, None]:
         """The bytes of stdout as they come, whatever the code at the end.
@@ -135,8 +135,8 @@ class Runner:
         CommandStopped.
         """
         job = _Job(command, env)
-        async with self._streaming(job) as (output, _):
-            while chunk := await output.read(CHUNK):
+        async with self._streaming(job) as pipes:
+            while chunk := await pipes.read(CHUNK):
                 yield chunk
             with suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_S):
@@ -155,9 +155,9 @@ class Runner:
 
     def statistics(self) -> dict[str, float]:
         """What has been run so far, and what is under way. What could not be started has failed."""
-        running = sum(job.running for job in list(self._jobs))
         counts = {f"{name}_total": self._counts[name] for name in ("run", "failed", "timed_out", "killed")}
-        return {**counts, "seconds_total": self._seconds, "running": running, "waiting": len(self._jobs) - running}
+        now = Counter(job.state for job in list(self._jobs))
+        return {**counts, "seconds_total": self._seconds, "running": now["running"], "waiting": now["waiting"]}
 
     @contextmanager
     def _counted(self, job: "_Job") -> Iterator[None]:
@@ -170,27 +170,24 @@ class Runner:
             self._counts.update(job.outcome())
 
     @asynccontextmanager
-    async def _streaming(self, job: "_Job") -> AsyncIterator[tuple[asyncio.StreamReader, "_Tail"]]:
-        """Its stdout and the end of its stderr. Raises CommandStopped at the end, when that is why it ended."""
+    async def _streaming(self, job: "_Job") -> AsyncIterator["_Pipes"]:
+        """Its output. Raises CommandStopped at the end, when that is why it ended."""
         with self._counted(job):
-            async with self._streams:
-                try:
-                    process = await _in_thread(self._starters, job, lambda: job.start(subprocess.PIPE))
-                    loop, output, complaints = asyncio.get_running_loop(), asyncio.StreamReader(limit=CHUNK), _Tail()
-                    heard = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(output), process.stdout)
-                    drained = await loop.connect_read_pipe(lambda: complaints, process.stderr)
-                    try:
-                        yield output, complaints
-                    except BaseException:
-                        job.kill(CommandStopped(f"nobody reads from {job.name} any more"))
-                        raise
-                    finally:
-                        heard[0].close()  # and with it the pipe
-                        drained[0].close()
-                finally:
-                    job.kill()
-                    with anyio.CancelScope(shield=True):
-                        await asyncio.shield(asyncio.wrap_future(self._starters.submit(job.reap)))
+            await self._streams.acquire_on_behalf_of(job)  # not of the task: that may read from several
+            try:
+                process = await _in_thread(self._starters, job, lambda: job.start(subprocess.PIPE))
+                with _Pipes(process) as pipes:
+                    yield pipes
+            except CommandError:
+                raise
+            except BaseException:
+                job.kill(CommandStopped(f"nobody reads from {job.name} any more"))
+                raise
+            finally:
+                self._streams.release_on_behalf_of(job)
+                job.kill()
+                with anyio.CancelScope(shield=True):
+                    await asyncio.shield(asyncio.wrap_future(self._starters.submit(job.reap)))
             if job.why:
                 raise job.why
 
@@ -215,8 +212,8 @@ class _Job:
         return self._words[0]
 
     @property
-    def running(self) -> bool:
-        return self._began > 0
+    def state(self) -> str:
+        return "waiting" if not self._began else "ended" if self._ended else "running"
 
     @property
     def seconds(self) -> float:
@@ -226,12 +223,13 @@ class _Job:
         """The statistics that it belongs to."""
         if self._began:
             yield "run"
-        if self.why and self._began:
+        if self.why is None or isinstance(self.why, CommandMissing):
+            if self.code != 0:
+                yield "failed"
+        elif self._began:
             yield "killed"
             if isinstance(self.why, CommandTimeout):
                 yield "timed_out"
-        elif not self.why and self.code != 0:
-            yield "failed"
 
     # From any thread
 
@@ -248,13 +246,10 @@ class _Job:
         with self._lock:
             if self._process is None:
                 return
-            watched, event = os.pidfd_open(self._process.pid), asyncio.Event()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(watched, event.set)
+            watched = os.pidfd_open(self._process.pid)
         try:
-            await event.wait()
+            await _readable(watched)
         finally:
-            loop.remove_reader(watched)
             os.close(watched)
 
     # In a thread
@@ -263,6 +258,7 @@ class _Job:
         """`output` is PIPE or DEVNULL. After an exception there may still be a process to reap."""
         if self.why:
             raise self.why
+        self._began = monotonic()
         try:
             process = subprocess.Popen(
                 self._words,
@@ -273,8 +269,8 @@ class _Job:
                 start_new_session=True,
             )
         except OSError as error:
+            self._began = 0.0
             raise CommandMissing(f"{self.name} cannot be started: {error.strerror}") from None
-        self._began = monotonic()
         with self._lock:
             self._process = process
         if self.why:  # meanwhile
@@ -297,11 +293,10 @@ class _Job:
         return Finished(self.code or 0, bytes(out.content), bytes(err.content), self.seconds, err.lost)
 
     def _read(self, process: subprocess.Popen[bytes], deadline: float, max_bytes: int) -> tuple["_Kept", "_Kept"]:
-        stdout, stderr = process.stdout, process.stderr
-        if stdout is None or stderr is None:
+        if process.stdout is None or process.stderr is None:
             raise ValueError("not started with pipes")
         out, err = _Kept(max_bytes), _Kept(MAX_STDERR)
-        pipes = {stdout.fileno(): out, stderr.fileno(): err}
+        pipes = {process.stdout.fileno(): out, process.stderr.fileno(): err}
         program, ended, poll = os.pidfd_open(process.pid), False, select.poll()
         try:
             for watched in (program, *pipes):
@@ -326,8 +321,6 @@ class _Job:
                     raise OutputTooLarge(f"{self.name} said more than {max_bytes} bytes")
         finally:
             os.close(program)
-            stdout.close()
-            stderr.close()
         return out, err
 
     def reap(self) -> None:
@@ -342,6 +335,9 @@ class _Job:
         with self._lock:
             self.code, self._process = process.wait(), None
         self._ended = monotonic()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 class _Kept:
@@ -358,16 +354,52 @@ class _Kept:
         return bool(chunk)
 
 
-class _Tail(asyncio.Protocol):
-    """The last bytes of what a pipe says."""
+class _Pipes:
+    """What a program says, read on the loop without blocking it; stderr all the time, stdout when asked.
 
-    def __init__(self) -> None:
-        self.end = bytearray()
+    The loop's own transports are not used: uvloop's close the number of the pipe twice, and the second time it may
+    belong to another thread.
+    """
 
-    @override
-    def data_received(self, data: bytes) -> None:
-        self.end += data
-        del self.end[:-MAX_STDERR]
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        if process.stdout is None or process.stderr is None:
+            raise ValueError("not started with pipes")
+        self._out, self._err = process.stdout.fileno(), process.stderr.fileno()
+        self._loop = asyncio.get_running_loop()
+        self.complaints = bytearray()  # the last 64 KiB of stderr
+
+    def __enter__(self) -> "_Pipes":
+        for pipe in (self._out, self._err):
+            os.set_blocking(pipe, False)
+        self._loop.add_reader(self._err, self._drain)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.remove_reader(self._err)
+
+    async def read(self, size: int) -> bytes:
+        """At most so many bytes; none at the end."""
+        while True:
+            await _readable(self._out)  # even when there is something: the loop has other work, too
+            with suppress(BlockingIOError):
+                return os.read(self._out, size)  # blocks: never, it is told not to
+
+    def _drain(self) -> None:
+        with suppress(BlockingIOError):
+            chunk = os.read(self._err, CHUNK)
+            self.complaints += chunk
+            del self.complaints[:-MAX_STDERR]
+            if not chunk:
+                self._loop.remove_reader(self._err)
+
+
+async def _readable(number: int) -> None:
+    loop, event = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(number, event.set)
+    try:
+        await event.wait()
+    finally:
+        loop.remove_reader(number)
 
 
 async def _in_thread(threads: Executor, job: _Job, work: Callable[[], T]) -> T:
