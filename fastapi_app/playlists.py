@@ -1,5 +1,213 @@
 """Playlists of YouTube that are looked through for new videos."""
 
-from fastapi import APIRouter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from fastapi import APIRouter, Request
+from sqlalchemy import Column, bindparam, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.responses import Response
+
+from . import events, settings
+from .artists import name_fields
+from .audit import audit
+from .db import Db, DbDep, insert_row
+from .files import safe_name
+from .http import MAX_INT, ApiError, json_body, json_response, read, success, text
+from .identity import Member, Reader
+from .matching import split_title
+from .models import artists, downloads, playlist_monitors, utcnow, videos
+from .upstreams import youtube
+from .videos import UNKNOWN_ARTIST, youtube_fields
 
 router = APIRouter(prefix="/api/youtube/playlists", tags=["playlists"])
+
+ATTEMPTS = 5  # at storing what somebody else may store at the same time
+AT_ONCE = 500  # values in one query
+
+_ALL = select(playlist_monitors).order_by(playlist_monitors.c.id)
+_ONE = select(playlist_monitors).where(playlist_monitors.c.id == bindparam("monitor_id"))
+_ONE_LOCKED = _ONE.with_for_update()
+_SAME = select(playlist_monitors).where(playlist_monitors.c.playlist_id == bindparam("playlist_id"))
+
+
+@read(router, "/", name="playlists.list_monitors")
+async def list_monitors(db: DbDep, _: Reader) -> Response:
+    monitors = [monitor_json(row) for row in await db.execute(_ALL)]
+    return json_response({"monitors": monitors, "count": len(monitors)})
+
+
+@router.post("/", name="playlists.create_monitor")
+async def create_monitor(request: Request, db: DbDep, _: Member) -> Response:
+    data = await json_body(request)
+    playlist_id, auto_download = _playlist_field(data), bool(data.get("auto_download"))
+    await _refuse_duplicate(db, playlist_id)
+    texts = await settings.texts(db)
+    await db.close()
+    found = await youtube.playlist(request.app.state.upstream, texts, playlist_id)
+    try:
+        async with db.transaction() as connection:
+            await _refuse_duplicate(connection, playlist_id)
+            new = found._asdict() | {"auto_download": auto_download}
+            monitor = await _find(connection, await insert_row(connection, playlist_monitors, new))
+            await audit(connection, request, "playlists.create", f"playlist:{monitor.id}", title=monitor.title)
+    except IntegrityError:
+        await _refuse_duplicate(db, playlist_id)
+        raise
+    return success("Playlist added", 201, monitor=monitor_json(monitor))
+
+
+@router.delete("/{monitor_id:digits}", name="playlists.delete_monitor")
+async def delete_monitor(request: Request, monitor_id: int, db: DbDep, _: Member) -> Response:
+    """The videos that it has found stay."""
+    async with db.transaction() as connection:
+        monitor = await _find(connection, monitor_id, lock=True)
+        await connection.execute(delete(playlist_monitors).where(playlist_monitors.c.id == monitor_id))
+        await audit(connection, request, "playlists.delete", f"playlist:{monitor_id}", title=monitor.title)
+    return success("Playlist removed")
+
+
+# Looking for new videos
+
+
+@router.post("/{monitor_id:digits}/sync", name="playlists.sync_monitor")
+async def sync_monitor(request: Request, monitor_id: int, db: DbDep, _: Member) -> Response:
+    """Store what the library does not have as WANTED, and queue it when the monitor says so."""
+    monitor, texts = await _find(db, monitor_id), await settings.texts(db)
+    await db.close()
+    items = await youtube.playlist_items(request.app.state.upstream, texts, monitor.playlist_id)
+    for _attempt in range(ATTEMPTS - 1):
+        with suppress(IntegrityError):  # somebody has just added one of the videos, or its artist
+            return success("Playlist synced", **await _store(request, db, monitor_id, items))
+    return success("Playlist synced", **await _store(request, db, monitor_id, items))
+
+
+async def _store(request: Request, db: Db, monitor_id: int, items: Sequence[youtube.PlaylistItem]) -> dict[str, Any]:
+    async with db.transaction() as connection:
+        monitor = await _find(connection, monitor_id, lock=True)  # another sync of it waits here
+        new = await _missing(connection, items)
+        owners, artists_created = await _artists_of(connection, new)
+        rows = [{"artist_id": owners[item.youtube_id].id, **_fields_of(item)} for item in new]
+        added = await _insert_videos(connection, rows)
+        queued = added if monitor.auto_download else []
+        if queued:
+            about = [
+                {"video_id": row.id, "active_video_id": row.id, "quality": owners[row.youtube_id].quality}
+                for row in added
+            ]
+            await connection.execute(insert(downloads), about)
+        synced = {"last_synced_at": utcnow(), "video_count": len(items)}
+        await connection.execute(update(playlist_monitors).where(playlist_monitors.c.id == monitor_id).values(synced))
+        counts = {"added": len(added), "artists_created": artists_created, "queued": len(queued)}
+        await audit(connection, request, "playlists.sync", f"playlist:{monitor_id}", **counts)
+        await _tell(connection, request, monitor, added, counts)
+        monitor = await _find(connection, monitor_id)
+    return counts | {"existing": len(items) - len(added), "monitor": monitor_json(monitor)}
+
+
+async def _missing(connection: AsyncConnection, items: Sequence[youtube.PlaylistItem]) -> list[youtube.PlaylistItem]:
+    """Those that the library does not have, in one order, so that nobody waits for each other."""
+    found = {item.youtube_id: item for item in items}
+    known = {row.youtube_id for row in await _rows(connection, videos.c.youtube_id, list(found))}
+    return [found[youtube_id] for youtube_id in sorted(found.keys() - known)]
+
+
+async def _artists_of(connection: AsyncConnection, items: Sequence[youtube.PlaylistItem]) -> tuple[dict[str, Any], int]:
+    """The artist of each item by its `youtube_id`, and how many are new: unmonitored, nobody asked for them."""
+    named = {item.youtube_id: _artist_fields(item) for item in items}
+    wanted = {fields["name_key"]: fields for fields in named.values()}
+    known = {row.name_key for row in await _rows(connection, artists.c.name_key, list(wanted))}
+    new = [wanted[key] for key in sorted(wanted.keys() - known)]
+    if new:
+        rows = [{**fields, "folder_path": safe_name(fields["name"]), "monitored": False} for fields in new]
+        await connection.execute(insert(artists), rows)
+    by_key = {row.name_key: row for row in await _rows(connection, artists.c.name_key, list(wanted))}
+    return {youtube_id: by_key[fields["name_key"]] for youtube_id, fields in named.items()}, len(new)
+
+
+async def _insert_videos(connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The new rows, in the same order."""
+    if rows:
+        await connection.execute(insert(videos), rows)
+    ids = [row["youtube_id"] for row in rows]
+    inserted = {row.youtube_id: row for row in await _rows(connection, videos.c.youtube_id, ids)}
+    return [inserted[youtube_id] for youtube_id in ids]
+
+
+async def _tell(
+    connection: AsyncConnection, request: Request, monitor: Any, added: Sequence[Any], counts: Mapping[str, int]
+) -> None:
+    told = [{"id": row.id, "title": row.title} for row in added]
+    if told:
+        await events.emit(connection, request, "video.created", {"videos": told})
+    if counts["queued"]:
+        await events.emit(connection, request, "download.queued", {"videos": told})
+    about = {"playlist": {"id": monitor.id, "title": monitor.title}}
+    await events.emit(connection, request, "playlist.synced", about | dict(counts))
+
+
+# Small things
+
+
+async def _find(db: Db | AsyncConnection, monitor_id: int, *, lock: bool = False) -> Any:
+    statement = _ONE_LOCKED if lock else _ONE
+    row = (await db.execute(statement, {"monitor_id": monitor_id})).first() if monitor_id <= MAX_INT else None
+    if row is None:
+        raise ApiError(404, "Playlist not found")
+    return row
+
+
+async def _refuse_duplicate(db: Db | AsyncConnection, playlist_id: str) -> None:
+    existing = (await db.execute(_SAME, {"playlist_id": playlist_id})).first()
+    if existing is not None:
+        shown = {"id": existing.id, "title": existing.title}
+        raise ApiError(409, "This playlist is looked through already", monitor=shown)
+
+
+def _playlist_field(data: Mapping[str, Any]) -> str:
+    spelling = text(data, "playlist_id", 1000) or text(data, "url", 1000)
+    if spelling is None:
+        raise ApiError(400, "playlist_id or url is required")
+    playlist_id = youtube.playlist_id_of(spelling)
+    if playlist_id is None:
+        raise ApiError(400, "Not a playlist on YouTube")
+    return playlist_id
+
+
+def _artist_fields(item: youtube.PlaylistItem) -> dict[str, str]:
+    """Names of the artist that title or channel name."""
+    name = split_title(item.title, item.channel)[0] or UNKNOWN_ARTIST
+    try:
+        return name_fields({"name": name[:255]})
+    except ApiError:  # too long when its case is folded
+        return name_fields({"name": UNKNOWN_ARTIST})
+
+
+def _fields_of(item: youtube.PlaylistItem) -> dict[str, Any]:
+    return youtube_fields(youtube.FoundVideo(**item._asdict(), duration=None, views=None))
+
+
+async def _rows(connection: AsyncConnection, column: Column[str], values: Sequence[str]) -> list[Any]:
+    """The rows of the column's table that have one of the values in it."""
+    found: list[Any] = []
+    for start in range(0, len(values), AT_ONCE):
+        chunk = values[start : start + AT_ONCE]
+        found += await connection.execute(select(column.table).where(column.in_(chunk)))
+    return found
+
+
+def monitor_json(row: Any) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "playlist_id": row.playlist_id,
+        "url": f"https://www.youtube.com/playlist?list={row.playlist_id}",
+        "title": row.title,
+        "channel": row.channel,
+        "auto_download": row.auto_download,
+        "video_count": row.video_count,
+        "last_synced_at": row.last_synced_at.isoformat() if row.last_synced_at else None,
+        "created_at": row.created_at.isoformat(),
+        "updated_at": row.updated_at.isoformat(),
+    }

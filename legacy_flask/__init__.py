@@ -11,8 +11,8 @@ from pathlib import Path
 
 from flask import Flask
 
-from . import artists, auth, db, discovery, http, library, outbox, playlists, settings, spotify, system
-from . import upstreams, users, videos, webhooks
+from . import artists, auth, db, discovery, http, library, outbox, playlists, scheduler
+from . import spotify, system, upstreams, users, videos, webhooks
 
 ROOT = Path(__file__).resolve().parent.parent
 BLUEPRINTS = (
@@ -24,7 +24,7 @@ BLUEPRINTS = (
     spotify.bp,
     playlists.bp,
     library.bp,
-    settings.bp,
+    scheduler.bp,  # the one of settings, with two more rules
     webhooks.bp,
     system.bp,
 )

@@ -17,6 +17,7 @@ from .guard import check, origin
 
 MAX_WAIT_S = 3600  # that a client is told
 _QUOTA = {"quotaExceeded", "dailyLimitExceeded"}
+_HIDDEN = {"playlistItemsNotAccessible"}
 _BAD_KEY = {"keyInvalid", "API_KEY_INVALID", "invalid_client"}  # YouTube and Spotify say it with 400
 
 
@@ -110,10 +111,10 @@ def _refused(service: Service, response: httpx.Response, what: str) -> NoReturn:
     status, reasons = response.status_code, _reasons(response.content)
     if status == 403 and reasons & _QUOTA:
         raise errors.quota_used_up(service)
+    if what and (status == 404 or (status == 403 and reasons & _HIDDEN)):
+        raise errors.not_found(service, what)
     if status in (401, 403) or (status == 400 and reasons & _BAD_KEY):
         raise errors.key_refused(service, status)
-    if status == 404 and what:
-        raise errors.not_found(service, what)
     if status == 429:
         wait_s = retry_after(response)
         raise errors.asked_to_wait(service, 1 if wait_s is None else min(max(round(wait_s), 1), MAX_WAIT_S))

@@ -14,9 +14,10 @@ from fastapi_app.containment import refuse
 
 from . import errors
 from .ask import ask
-from .client import UpstreamClient
+from .client import AddressRefused, UpstreamClient
 from .errors import SPOTIFY
 from .fields import address, dig, records, text, whole
+from .guard import check
 
 AT_ONCE = 50  # artists of a search; the service gives no more
 PAGE, MAX_PAGES = 100, 100  # entries of a playlist per call, which is all the service gives; pages that are read
@@ -120,7 +121,7 @@ class Spotify:
 
     async def token(self, texts: Texts, refused: str = "") -> str:
         """A valid access token, which is not the `refused` one. Whoever needs a new one meanwhile gets the same."""
-        owner = _credentials(texts)
+        owner = credentials(texts)
         refuse("http", owner.token_url)  # before a task is shared that would end in this for everybody
         known = self._token
         if known and known.owner == owner and known.text != refused and time.monotonic() < known.expires_at:
@@ -130,6 +131,14 @@ class Spotify:
             task = self._refreshing[owner] = asyncio.create_task(self._refresh(texts, owner))
             task.add_done_callback(lambda _: self._refreshing.pop(owner))
         return (await asyncio.shield(task)).text  # the first who asked may leave
+
+    def breaker_state(self, texts: Texts) -> str:
+        """closed, open or half_open, in this process."""
+        try:
+            check(texts["spotify_url"].strip())
+        except AddressRefused:
+            return "closed"  # nothing is asked there
+        return self._client.breaker(texts["spotify_url"].strip()).state
 
     def forget(self) -> None:
         """The token: the next call asks for another."""
@@ -183,7 +192,7 @@ def _place(spelling: str) -> list[str]:
     return parts.path.rstrip("/").split("/") if known else []
 
 
-def _credentials(texts: Texts) -> Credentials:
+def credentials(texts: Texts) -> Credentials:
     names = ("spotify_token_url", "spotify_client_id", "spotify_client_secret")
     found = Credentials(*(texts.get(name, "").strip() for name in names))
     if not (found.client_id and found.secret):

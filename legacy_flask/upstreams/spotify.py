@@ -13,7 +13,9 @@ from flask import current_app
 
 from . import client, errors
 from .errors import SPOTIFY
+from .failures import AddressRefused
 from .fields import address, dig, records, text, whole
+from .guard import check
 
 AT_ONCE = 50  # artists of a search; the service gives no more
 PAGE, MAX_PAGES = 100, 100  # entries of a playlist per call, which is all the service gives; pages that are read
@@ -119,6 +121,15 @@ def page(texts: dict, playlist_id: str, offset: int) -> dict:
 def token(texts: dict) -> str:
     """A valid access token. Raises ApiError 400, 429, 502."""
     return current_app.extensions["spotify"].get(texts)
+
+
+def breaker_state(texts: dict) -> str:
+    """closed, open or half_open, in this process."""
+    try:
+        check(texts["spotify_url"].strip())
+    except AddressRefused:
+        return "closed"  # nothing is asked there
+    return current_app.extensions["upstream"].breaker(texts["spotify_url"].strip()).state
 
 
 def ask(texts: dict, path: str, params: dict | None = None, what: str = "") -> dict:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .case import Case, read, write
+from .discovery import setting
 
 CHANGED = ("$.updated_at",)
 
@@ -17,9 +18,69 @@ def bulk(name: str, status: int, values: Any) -> Case:
     return write("settings.put_bulk", name, "PUT /api/settings/bulk", status, "admin", json=values, wire="W19")
 
 
+def planned(name: str, user: str = "readonly", sql: tuple[str, ...] = (), **texts: str) -> Case:
+    """The schedule with these settings; when it runs next depends on when it is asked."""
+    told = tuple(statement for key, text in texts.items() for statement in setting(f"schedule_{key}", text))
+    path, mask = "/api/settings/scheduler/status", ("$.next_run",)
+    return read("settings.scheduler_status", name, path, user=user, sql=(*told, *sql), mask=mask)
+
+
+def trigger(name: str, status: int, **more: Any) -> Case:
+    request = "POST /api/settings/scheduler/trigger"
+    return write("settings.scheduler_trigger", name, request, status, "manager", mask=("$.job_id",), **more)
+
+
+def job(
+    status: str, finished_at: str = "NULL", updated_at: str = "'2026-01-01 00:00:00'", kind: str = "discovery"
+) -> str:
+    return (
+        "INSERT INTO jobs (id, type, status, created_at, updated_at, finished_at)"
+        f" VALUES ('of the case', '{kind}', '{status}', '2026-01-01 00:00:00', {updated_at}, {finished_at})"
+    )
+
+
 SECRET = "youtube_api_key"
+LATER = "'2099-01-01 00:00:00'"  # of a job that gives signs of life
+
+SCHEDULER = [
+    planned("usual"),
+    planned("enabled", enabled="true"),
+    planned("enabled-in-words", enabled=" Yes "),
+    planned("enabled-nonsense", enabled="maybe"),
+    planned("days", enabled="true", time="7:05", days="mon, Weekends", max_videos="3"),
+    planned("time-nonsense", enabled="true", time="quarter past"),
+    planned("time-25", enabled="true", time="25:00"),
+    planned("time-of-twelve-hours", enabled="true", time="03:00 pm"),
+    planned("days-nonsense", enabled="true", days="[1, 2, {]"),
+    planned("days-emptied", enabled="true", days=""),
+    planned("max-videos-nonsense", max_videos="many"),
+    planned("max-videos-0", max_videos="0"),
+    planned("max-videos-negative", max_videos="-5"),
+    planned("max-videos-huge", max_videos="1e300"),
+    planned("max-videos-infinite", max_videos="inf"),
+    planned("max-videos-half", max_videos="2.5"),
+    planned("as-admin", user="admin"),
+    planned("has-run", sql=(job("completed", "'2026-02-03 04:05:06.700000'"),), enabled="true"),
+    planned("has-failed", sql=(job("failed", "'2026-02-03 04:05:06'"),)),
+    planned("something-else-has-run", sql=(job("completed", "'2026-02-03 04:05:06'", kind="index"),)),
+    planned("is-running", sql=(job("running", updated_at=LATER),)),
+    planned("is-queued", sql=(job("queued", updated_at=LATER),)),
+    planned("running-without-a-sign-of-life", sql=(job("running"),)),
+    trigger("now", 202),
+    trigger("few", 202, sql=setting("schedule_max_videos", "1")),
+    trigger(
+        "nonsense-in-the-settings", 202, sql=(*setting("schedule_max_videos", "x"), *setting("schedule_days", "x"))
+    ),
+    trigger("running", 409, sql=(job("running", updated_at=LATER),)),
+    trigger("running-without-a-sign-of-life", 202, sql=(job("running"),)),
+    trigger("nobody-monitored", 202, sql=("UPDATE artists SET monitored = 0",)),
+    trigger("key-missing", 400, sql=setting("youtube_api_key", "")),
+    trigger("key-wrong", 202, sql=setting("youtube_api_key", "wrong")),
+    trigger("quota", 202, outside={"youtube": {"quota": True}}),
+]
 
 CASES = [
+    *SCHEDULER,
     read("settings.get_settings", "all", "/api/settings/", user="admin", wire="W21"),
     read(
         "settings.get_settings",
