@@ -51,7 +51,7 @@ from .http import (
     uploaded_file,
 )
 from .identity import Manager, Member, Reader
-from .models import VIDEO_STATUSES, artists, cache, downloads, name_key, sort_name, utcnow, videos
+from .models import VIDEO_STATUSES, artists, as_dict, cache, downloads, name_key, sort_name, utcnow, videos
 from .upstreams import errors, imvdb, lastfm, wikipedia
 from .upstreams.client import UpstreamClient
 
@@ -586,24 +586,13 @@ async def refuse_duplicates(db: Db | AsyncConnection, fields: Mapping[str, Any],
 
 
 def artist_json(row: Any) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "name": row.name,
-        "sort_name": row.sort_name,
-        "imvdb_id": row.imvdb_id,
-        "spotify_id": row.spotify_id,
-        "bio": row.bio,
-        "genres": row.genres,
-        "monitored": row.monitored,
-        "auto_download": row.auto_download,
-        "quality": row.quality,
-        "folder_path": row.folder_path,
-        "thumbnail_url": row.thumbnail_url,
-        "has_thumbnail": row.thumbnail_path is not None,
-        "video_count": row.video_count,
-        "created_at": row.created_at.isoformat(),
-        "updated_at": row.updated_at.isoformat(),
-    }
+    """An artist with `video_count`, as it is shown: every column but two."""
+    shown = as_dict(row)
+    del shown["name_key"]
+    shown["has_thumbnail"] = shown.pop("thumbnail_path") is not None
+    shown["created_at"] = shown["created_at"].isoformat()
+    shown["updated_at"] = shown["updated_at"].isoformat()
+    return shown
 
 
 def _video_summary(video: Any) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from .http import (
 )
 from .identity import Manager, Member, Reader
 from .matching import Wanted, ranked, split_title, words
-from .models import VIDEO_STATUSES, artists, downloads, name_key, videos
+from .models import VIDEO_STATUSES, artists, as_dict, downloads, name_key, videos
 from .sending import Stream, send_file
 from .upstreams import errors, imvdb, youtube
 from .upstreams.client import UpstreamClient
@@ -575,25 +575,9 @@ async def refuse_duplicates(db: Db | AsyncConnection, fields: Mapping[str, Any],
 
 
 def video_json(row: Any) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "artist_id": row.artist_id,
-        "artist_name": row.artist_name,
-        "title": row.title,
-        "status": row.status,
-        "youtube_id": row.youtube_id,
-        "imvdb_id": row.imvdb_id,
-        "url": row.url,
-        "description": row.description,
-        "directors": row.directors,
-        "genres": row.genres,
-        "year": row.year,
-        "duration": row.duration,
-        "quality": row.quality,
-        "file_path": row.file_path,
-        "file_size": row.file_size,
-        "thumbnail_url": row.thumbnail_url,
-        "has_thumbnail": row.thumbnail_path is not None,
-        "created_at": row.created_at.isoformat(),
-        "updated_at": row.updated_at.isoformat(),
-    }
+    """A video with `artist_name`, as it is shown: every column but one."""
+    shown = as_dict(row)
+    shown["has_thumbnail"] = shown.pop("thumbnail_path") is not None
+    shown["created_at"] = shown["created_at"].isoformat()
+    shown["updated_at"] = shown["updated_at"].isoformat()
+    return shown
