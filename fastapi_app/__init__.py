@@ -73,7 +73,9 @@ def create_app() -> FastAPI:
     app.state.jobs = Jobs(database)
     app.state.upstream = _upstream(config)
     app.state.spotify = Spotify(app.state.upstream)
-    app.state.outbox = Outbox(database, app.state.upstream, config.upstream_backoff_s)
+    app.state.outbox = Outbox(
+        database, app.state.upstream, timeout_s=config.upstream_timeout_s, backoff_s=config.upstream_backoff_s
+    )
     app.state.signer = Signer(config.secret_key)
     app.router.default = not_found
     app.add_middleware(

@@ -128,10 +128,11 @@ def _miss(request: Request) -> Response:
     """
     path, method = request.scope["path"], request.method
     merged = re.sub("/{2,}", "/", path)
+    allowed = _methods(request, path)
     for other in (f"{path}/", merged, f"{merged}/"):
-        if other != path and method in _methods(request, other):
+        if other != path and method not in allowed and method in _methods(request, other):
             return redirect(_same_query(request, other), 308)
-    allowed = _methods(request, merged)
+    allowed = allowed or _methods(request, merged)
     if not allowed:
         return error_page(404)
     headers = {"allow": ", ".join(sorted(allowed))}

@@ -95,8 +95,9 @@ class Sent(NamedTuple):
 class Outbox:
     """The deliveries that this process makes, at most CONCURRENCY at once."""
 
-    def __init__(self, database: Database, client: UpstreamClient, backoff_s: float) -> None:
-        self._database, self._client, self._backoff_s = database, client, backoff_s
+    def __init__(self, database: Database, client: UpstreamClient, *, timeout_s: float, backoff_s: float) -> None:
+        self._database, self._client = database, client
+        self._timeout_s, self._backoff_s = min(timeout_s, TIMEOUT_S), backoff_s
         self._more = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}  # by webhook
@@ -109,6 +110,18 @@ class Outbox:
     def deliver(self) -> None:
         """Send what waits, soon."""
         self._more.set()
+
+    async def send(self, url: str, secret: str | None, event_type: str, delivery: str, payload: str) -> Sent:
+        """One attempt. Receivers compare the signature with the HMAC of the bytes that they got."""
+        content = payload.encode()
+        headers = {"Content-Type": "application/json", "X-Webhook-Event": event_type, "X-Webhook-Delivery": delivery}
+        if secret:
+            headers["X-Webhook-Signature"] = f"sha256={hmac.new(secret.encode(), content, hashlib.sha256).hexdigest()}"
+        try:
+            status, milliseconds = await post(self._client, url, content, headers, self._timeout_s)
+        except Unreachable as error:
+            return Sent(None, str(error))
+        return Sent(status, None, milliseconds)
 
     async def aclose(self) -> None:
         """Stop. What was not delivered goes back to the others."""
@@ -134,8 +147,7 @@ class Outbox:
 
     async def _deliver_all(self) -> float | None:
         """Begin what can be begun. Seconds until more may be possible by itself; None when nothing is left."""
-        async with self._database.connect() as connection:
-            rows = [Delivery(*row) for row in await connection.execute(_TURNS)]
+        rows = [Delivery(*row) for row in await Db(self._database).execute(_TURNS)]
         if not rows:
             await self._trim_now_and_then()
         gone, until = utcnow() - LEASE, []
@@ -172,10 +184,8 @@ class Outbox:
     async def _attempts(self, delivery: Delivery) -> None:
         """With pauses between them, until it is delivered or there is no hope."""
         while await self._claim(delivery):
-            async with self._database.connect() as connection:
-                payload = (await connection.execute(_PAYLOAD, {"delivery_id": delivery.id})).scalar() or ""
-            told = (delivery.url, delivery.secret, delivery.event_type, str(delivery.id), payload)
-            sent = await send(self._client, *told)
+            payload = await Db(self._database).scalar(_PAYLOAD, {"delivery_id": delivery.id}) or ""
+            sent = await self.send(delivery.url, delivery.secret, delivery.event_type, str(delivery.id), payload)
             if not sent.may_change or delivery.attempts > RETRIES:
                 await self._finish(delivery, sent)
                 return
@@ -204,21 +214,6 @@ class Outbox:
         if time.monotonic() - self._trimmed_at > TRIM_EVERY_S:
             self._trimmed_at = time.monotonic()
             await trim(self._database)
-
-
-async def send(
-    client: UpstreamClient, url: str, secret: str | None, event_type: str, delivery: str, payload: str
-) -> Sent:
-    """One attempt. Receivers compare the signature with the HMAC of the bytes that they got."""
-    content = payload.encode()
-    headers = {"Content-Type": "application/json", "X-Webhook-Event": event_type, "X-Webhook-Delivery": delivery}
-    if secret:
-        headers["X-Webhook-Signature"] = f"sha256={hmac.new(secret.encode(), content, hashlib.sha256).hexdigest()}"
-    try:
-        status, milliseconds = await post(client, url, content, headers, TIMEOUT_S)
-    except Unreachable as error:
-        return Sent(None, str(error))
-    return Sent(status, None, milliseconds)
 
 
 def _pause_s(backoff_s: float, attempts: int) -> float:

@@ -17,7 +17,7 @@ from .events import ANY, TYPES, message
 from .http import ApiError, json_body, json_response, read, success, text, text_list
 from .identity import Admin
 from .models import webhook_deliveries, webhooks
-from .outbox import send
+from .outbox import Outbox
 from .upstreams.failures import AddressRefused
 from .upstreams.guard import Guard, check
 
@@ -103,9 +103,8 @@ async def test_webhook(request: Request, db: DbDep, _: Admin) -> Response:  # no
     if secret == MASK:
         secret = await db.scalar(_SECRET, {"url": url})
     await db.close()  # no connection is held while others are waited for
-    sent = await send(
-        request.app.state.upstream, url, secret, TEST, "test", message(TEST, {"message": "This is a test"})
-    )
+    outbox: Outbox = request.app.state.outbox
+    sent = await outbox.send(url, secret, TEST, "test", message(TEST, {"message": "This is a test"}))
     if sent.error is not None:
         raise ApiError(502, sent.error, success=False)
     answer: dict[str, Any] = {"response_status": sent.status, "milliseconds": sent.milliseconds}

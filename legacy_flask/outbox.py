@@ -193,7 +193,8 @@ def send(url: str, secret: str | None, event_type: str, delivery: str, payload: 
         signature = hmac.new(secret.encode(), content, hashlib.sha256).hexdigest()
         headers["X-Webhook-Signature"] = f"sha256={signature}"
     try:
-        status, milliseconds = client.post(url, content, headers, TIMEOUT_S)
+        timeout_s = min(TIMEOUT_S, current_app.config["UPSTREAM_TIMEOUT_S"])
+        status, milliseconds = client.post(url, content, headers, timeout_s)
     except client.Unreachable as error:
         return Sent(None, str(error))
     return Sent(status, None, milliseconds)
