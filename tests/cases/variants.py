@@ -91,11 +91,16 @@ JSON_ROUTES = (
     ("artists.create_artist", "POST /api/artists/", "user"),
     ("artists.update_artist", "PUT /api/artists/2", "user"),
     ("videos.update_video", "PUT /api/videos/6", "user"),
+    ("videos.import_youtube", "POST /api/videos/import-from-youtube", "user"),
+    ("discovery.import_artist", "POST /api/discovery/artists/import", "user"),
     ("videos.set_status", "PUT /api/videos/6/status", "user"),
     ("videos.bulk_status", "PUT /api/videos/bulk/status", "user"),
     ("videos.bulk_delete_videos", "POST /api/videos/bulk/delete", "manager"),
     ("settings.put_setting", "PUT /api/settings/schedule_time", "admin"),
     ("settings.put_bulk", "PUT /api/settings/bulk", "admin"),
+    ("webhooks.create_webhook", "POST /api/webhooks/", "admin"),
+    ("webhooks.update_webhook", "PUT /api/webhooks/https://hooks.example/a", "admin"),
+    ("webhooks.test_webhook", "POST /api/webhooks/test", "admin"),
 )
 JSON = {"Content-Type": "application/json"}
 BROKEN_BODIES = (
