@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -11,6 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 Dials = Mapping[str, Any]
+KEPT = 10_000  # calls
 HUGE = 32 << 20  # bytes of a body without end; clients give up long before
 _BLOCK = b" " * 65_536
 
@@ -28,7 +30,7 @@ class Control:
     def __init__(self, services: Mapping[str, Service]) -> None:
         self._services = services
         self.dials: dict[str, dict[str, Any]] = {}
-        self.calls: list[dict[str, Any]] = []
+        self.calls: deque[dict[str, Any]] = deque(maxlen=KEPT)
 
     def set_dials(self, dials: Mapping[str, Dials]) -> None:
         """Replace all dials. Raises ValueError for a service or a dial that does not exist."""
@@ -59,7 +61,7 @@ class Control:
                 return PlainTextResponse(f"{error}\n", 400)
         elif name == "_calls" and request.method == "DELETE":
             self.calls.clear()
-        return JSONResponse(self.dials if name == "_dials" else self.calls)
+        return JSONResponse(self.dials if name == "_dials" else list(self.calls))
 
     async def _serve(self, name: str, path: str, request: Request, send: Send) -> None:
         body = await request.body()
