@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection, Engine
 from legacy_flask.models import Base
 
 TABLES = Base.metadata.tables
+NEAR = timedelta(days=30)
 RANDOM = {"token_hash", "jti", "family", "password_hash", "jobs.id"}
 
 Row = tuple[Any, ...]  # as the driver gives it
@@ -143,7 +144,8 @@ def _masked(table: str, row: Row, before: Row | None, now: datetime) -> Row:
 def _plain(table: str, name: str, kind: object, value: Any, now: datetime) -> Any:
     if isinstance(kind, DateTime):
         time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-        return f"in {round((time - now).total_seconds() / 60)} minutes"
+        near = abs(time - now) < NEAR  # other times were written down by the case
+        return f"in {round((time - now).total_seconds() / 60)} minutes" if near else value
     if name in RANDOM or f"{table}.{name}" in RANDOM:
         return "random"
     if f"{table}.{name}" == "webhook_deliveries.payload":
