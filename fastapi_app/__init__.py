@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from . import (
     artists,
     auth,
+    commands,
     discovery,
     docs,
     library,
@@ -27,9 +28,11 @@ from . import (
 from .config import Settings, StartupError
 from .containment import Containment, declaration
 from .db import Database, DatabaseUnavailable
+from .files import off_loop
 from .frame import Frame, handle_errors, not_found
 from .jobs import Jobs
 from .jwts import Signer
+from .logs import LogFile
 from .outbox import Outbox
 from .sessions import SessionCookie
 from .upstreams.client import UpstreamClient
@@ -57,7 +60,9 @@ def create_app() -> FastAPI:
     """Configured by the environment. Raises StartupError with one sentence when the application cannot run."""
     config = Settings.load()
     try:
-        database = Database(config.database_url)
+        database = Database(
+            config.database_url, pool_size=config.database_pool_size, max_overflow=config.database_max_overflow
+        )
     except DatabaseUnavailable as error:
         raise StartupError(str(error)) from None
     app = FastAPI(
@@ -72,6 +77,7 @@ def create_app() -> FastAPI:
     app.state.database = database
     app.state.jobs = Jobs(database)
     app.state.upstream = _upstream(config)
+    app.state.redis = system.open_redis(config.redis_url)
     app.state.spotify = Spotify(app.state.upstream)
     app.state.outbox = Outbox(
         database, app.state.upstream, timeout_s=config.upstream_timeout_s, backoff_s=config.upstream_backoff_s
@@ -108,10 +114,16 @@ def _upstream(config: Settings) -> UpstreamClient:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     database: Database = app.state.database
+    log_file = LogFile(app.state.settings.log_file)
     try:
+        await off_loop(log_file.open)
         await database.prepare()
     except DatabaseUnavailable as error:
         app.state.refusal = str(error)
+        await off_loop(log_file.close)
+        raise
+    except OSError as error:
+        app.state.refusal = f"The log file {app.state.settings.log_file} cannot be written: {error.strerror}"
         raise
     if not app.state.settings.shadow:
         await app.state.outbox.begin()
@@ -121,4 +133,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await app.state.jobs.aclose()
         await app.state.outbox.aclose()
         await app.state.upstream.aclose()
+        commands.stop()
+        if app.state.redis is not None:
+            await app.state.redis.aclose()
         await database.dispose()
+        await off_loop(log_file.close)

@@ -1,12 +1,13 @@
 """What the environment says: where things are and which secret signs.
 
-DATABASE_URL, SECRET_KEY, DATA_PATH, LIBRARY_PATH, DOWNLOADS_PATH, REDIS_URL, FFMPEG, BCRYPT_ROUNDS,
+DATABASE_URL, DATABASE_POOL_SIZE, DATABASE_MAX_OVERFLOW, SECRET_KEY, SECRET_KEY_FALLBACKS, DATA_PATH, LIBRARY_PATH, DOWNLOADS_PATH, REDIS_URL, FFMPEG, BCRYPT_ROUNDS,
 SESSION_COOKIE_SECURE, ALLOWED_NETWORKS, UPSTREAM_TIMEOUT_S, UPSTREAM_BACKOFF_S, UPSTREAM_CONNECTIONS, UPSTREAM_HTTP2,
-GATEWAY_SHADOW.
+LOG_FILE, SERVICE_UNIT, RESTART_COMMAND, GATEWAY_SHADOW.
 """
 
 import os
 import secrets
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,14 @@ class Settings:
     data_path: Path
     library_path: Path
     downloads_path: Path  # where files wait to be organized
+    log_file: Path
+    database_pool_size: int = 10
+    database_max_overflow: int = 20
+    secret_key_fallbacks: tuple[str, ...] = ()  # verify what an earlier SECRET_KEY has signed
     redis_url: str = ""
     ffmpeg: str = "ffmpeg"
+    service_unit: str = ""  # of systemd, which runs us
+    restart_command: tuple[str, ...] = ()
     bcrypt_rounds: int = 12
     secure_cookies: bool = False  # as behind TLS
     allowed_networks: str = ""  # private ones that we may fetch from, by commas: "10.1.0.0/16, 127.0.0.1"
@@ -45,12 +52,9 @@ class Settings:
         data = _folder(env.get("DATA_PATH") or ROOT / "data")
         library = _folder(env.get("LIBRARY_PATH") or ROOT / "library")
         secret_key = env.get("SECRET_KEY") or _stored_secret(data / "secret_key")
-        if len(secret_key) < MIN_SECRET_LENGTH:
+        fallbacks = tuple(filter(None, map(str.strip, env.get("SECRET_KEY_FALLBACKS", "").split(","))))
+        if len(min(secret_key, *fallbacks, key=len)) < MIN_SECRET_LENGTH:
             raise StartupError(f"SECRET_KEY is too short: at least {MIN_SECRET_LENGTH} characters")
-        try:
-            rounds = int(env.get("BCRYPT_ROUNDS") or 12)
-        except ValueError:
-            raise StartupError("BCRYPT_ROUNDS must be a whole number") from None
         try:
             timeout_s, backoff_s = (
                 float(env.get(name) or default)
@@ -58,26 +62,44 @@ class Settings:
             )
         except ValueError:
             raise StartupError("UPSTREAM_TIMEOUT_S and UPSTREAM_BACKOFF_S must be seconds") from None
-        connections = env.get("UPSTREAM_CONNECTIONS") or "100"
-        if not (connections.isdecimal() and int(connections) > 0):
-            raise StartupError("UPSTREAM_CONNECTIONS must be a whole number above 0")
         return cls(
             database_url=env.get("DATABASE_URL") or f"sqlite:///{data / 'app.sqlite3'}",
             secret_key=secret_key,
             data_path=data,
             library_path=library,
+            database_pool_size=_whole(env, "DATABASE_POOL_SIZE", 10),
+            database_max_overflow=_whole(env, "DATABASE_MAX_OVERFLOW", 20, least=0),
+            secret_key_fallbacks=fallbacks,
             downloads_path=_folder(env.get("DOWNLOADS_PATH") or data / "downloads"),
             redis_url=env.get("REDIS_URL", ""),
             ffmpeg=env.get("FFMPEG") or "ffmpeg",
-            bcrypt_rounds=rounds,
+            log_file=Path(env.get("LOG_FILE") or data / "app.log").resolve(),
+            service_unit=env.get("SERVICE_UNIT", ""),
+            restart_command=_words(env.get("RESTART_COMMAND", "")),
+            bcrypt_rounds=_whole(env, "BCRYPT_ROUNDS", 12),
             secure_cookies=env.get("SESSION_COOKIE_SECURE", "").lower() in ("1", "true", "yes"),
             allowed_networks=env.get("ALLOWED_NETWORKS", ""),
             upstream_timeout_s=timeout_s,
             upstream_backoff_s=backoff_s,
-            upstream_connections=int(connections),
+            upstream_connections=_whole(env, "UPSTREAM_CONNECTIONS", 100),
             upstream_http2=tuple(env.get("UPSTREAM_HTTP2", "").replace(",", " ").split()),
             shadow=bool(env.get("GATEWAY_SHADOW")),
         )
+
+
+def _whole(env: Mapping[str, str], name: str, default: int, *, least: int = 1) -> int:
+    value = env.get(name) or str(default)
+    if not (value.isdecimal() and int(value) >= least):
+        raise StartupError(f"{name} must be a whole number from {least} on")
+    return int(value)
+
+
+def _words(command: str) -> tuple[str, ...]:
+    """As a shell would split them; there is none."""
+    try:
+        return tuple(shlex.split(command))
+    except ValueError:
+        raise StartupError("RESTART_COMMAND is no command: a quote is not closed") from None
 
 
 def _folder(path: str | Path) -> Path:

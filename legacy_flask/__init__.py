@@ -6,12 +6,13 @@ gunicorn 'legacy_flask:create_app()'
 
 import os
 import secrets
+import shlex
 from datetime import timedelta
 from pathlib import Path
 
 from flask import Flask
 
-from . import artists, auth, db, discovery, http, library, outbox, playlists, scheduler
+from . import artists, auth, db, discovery, http, library, logs, outbox, playlists, scheduler
 from . import spotify, system, upstreams, users, videos, webhooks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +44,8 @@ def create_app(config: dict | None = None) -> Flask:
     app.config["SECRET_KEY"] = app.config["SECRET_KEY"] or stored_secret(data / "secret_key")
     if len(app.config["SECRET_KEY"]) < 32:
         raise db.StartupError("SECRET_KEY is too short: at least 32 characters")
+    app.config["RESTART_COMMAND"] = words(app.config["RESTART_COMMAND"])
+    logs.init_app(app)
     http.init_app(app)
     db.init_app(app)
     upstreams.init_app(app)
@@ -61,6 +64,9 @@ def defaults() -> dict:
         "DOWNLOADS_PATH": os.environ.get("DOWNLOADS_PATH", ""),  # where files wait to be organized
         "REDIS_URL": os.environ.get("REDIS_URL", ""),
         "FFMPEG": os.environ.get("FFMPEG") or "ffmpeg",
+        "LOG_FILE": os.environ.get("LOG_FILE", ""),
+        "SERVICE_UNIT": os.environ.get("SERVICE_UNIT", ""),  # of systemd, which runs us
+        "RESTART_COMMAND": os.environ.get("RESTART_COMMAND", ""),  # words as in a shell, but there is none
         "ALLOWED_NETWORKS": os.environ.get("ALLOWED_NETWORKS", ""),  # private ones that we may fetch from, by commas
         "UPSTREAM_TIMEOUT_S": float(os.environ.get("UPSTREAM_TIMEOUT_S") or 10),
         "UPSTREAM_BACKOFF_S": float(os.environ.get("UPSTREAM_BACKOFF_S") or 0.5),  # before the first repetition
@@ -72,6 +78,13 @@ def defaults() -> dict:
         "SESSION_COOKIE_SECURE": os.environ.get("SESSION_COOKIE_SECURE", "").lower() in ("1", "true", "yes"),
         "PERMANENT_SESSION_LIFETIME": timedelta(hours=24),
     }
+
+
+def words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:
+        raise db.StartupError("RESTART_COMMAND is no command: a quote is not closed") from None
 
 
 def make_folder(folder: Path) -> None:

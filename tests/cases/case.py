@@ -34,6 +34,7 @@ class Case:
     body: bytes | None = field(default=None, repr=False)
     setup: tuple["Case", ...] = ()
     sql: tuple[str, ...] = ()
+    log: bytes | None = field(default=None, repr=False)  # content of the log file; None: there is none
     outside: Mapping[str, Any] = field(
         default_factory=dict
     )  # dials of the stub upstream by service, see tests.upstream

@@ -29,6 +29,7 @@ def play(world: World, case: Case, turns: Sequence[str]) -> tuple[Observation, T
         assert answer.status == step.expect_status, f"{step.id}: {answer.body!r}"
         words = {"etag": header(answer, "etag"), "last_modified": header(answer, "last-modified")}
     world.execute(fill(statement, {"upstream": world.upstream.url}) for statement in case.sql)
+    world.log(case.log)
     with world.outside(case.outside):
         answer = world.ask(turns[-1], request(world, case, cookies[case.user], words))
     return answer, world.snapshot.traces()

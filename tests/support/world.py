@@ -75,6 +75,9 @@ class World:
             "BCRYPT_ROUNDS": "4",
             "FFMPEG": "no-such-program",
             "REDIS_URL": "",
+            "LOG_FILE": str(home / "app.log"),
+            "SERVICE_UNIT": "music-videos.service",
+            "RESTART_COMMAND": "true --now 'or never'",
             "ALLOWED_NETWORKS": "127.0.0.1/32",
             "UPSTREAM_BACKOFF_S": "0.01",
         }
@@ -84,6 +87,7 @@ class World:
         self._engines = [app.extensions["engine"] for app in (self._alone, behind)]
         self._set(self.upstream.settings)
         self.snapshot = Snapshot(self._engines[0], home / "live", home / "keep")
+        self._log_file = home / "app.log"
         known = [app.extensions for app in (self._alone, behind)] + [port.state]
         self._forgetful = [here[name] for here in known for name in ("upstream", "spotify")]
         self._gateway, self._flags = _compose(behind, port, home / "state")
@@ -105,6 +109,13 @@ class World:
         self.upstream.reset()
         for client in self._forgetful:
             client.forget()
+
+    def log(self, content: bytes | None) -> None:
+        """What the log file holds from now on; None: there is none."""
+        if content is None:
+            self._log_file.unlink(missing_ok=True)
+        else:
+            self._log_file.write_bytes(content)
 
     @contextmanager
     def outside(self, dials: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
