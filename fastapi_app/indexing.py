@@ -49,7 +49,7 @@ class File(NamedTuple):
 
     path: str  # relative, with slashes
     size: int
-    modified: datetime | None  # naive UTC; None before the year 1 and after 9999
+    modified: datetime | None  # as `moment` gives it
 
 
 # The disk
@@ -84,13 +84,14 @@ def _look_at(entry: os.DirEntry[str], prefix: int, folders: list[str], found: li
             folders.append(entry.path)
         elif is_video(entry.name) and entry.is_file():
             about = entry.stat()
-            found.append(File(entry.path[prefix:], about.st_size, _moment(about.st_mtime)))
+            found.append(File(entry.path[prefix:], about.st_size, moment(about.st_mtime)))
 
 
-def _moment(timestamp: float) -> datetime | None:
+def moment(timestamp: float) -> datetime | None:
+    """Naive UTC; None outside the years 1 to 9999."""
     try:
         return datetime.fromtimestamp(timestamp, UTC).replace(tzinfo=None)
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):
         return None
 
 

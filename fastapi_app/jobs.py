@@ -73,26 +73,28 @@ class Jobs:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._ends: dict[asyncio.Task[dict[str, Any]], asyncio.Task[None]] = {}
 
     def run(self, job_id: str, work: Work) -> None:
-        task = asyncio.create_task(self._run(job_id, work), name=f"job {job_id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        progress = Progress(self._database, job_id)
+        working = asyncio.create_task(self._begin(job_id, work, progress), name=f"job {job_id}")
+        self._ends[working] = end = asyncio.create_task(self._end(job_id, working, progress))
+        end.add_done_callback(lambda _: self._ends.pop(working))
 
     async def aclose(self) -> None:
         """Cancel what still runs, and wait until its rows say so."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for working in self._ends:
+            working.cancel()
+        await asyncio.gather(*self._ends.values())
 
-    async def _run(self, job_id: str, work: Work) -> None:
-        progress = Progress(self._database, job_id)
+    async def _begin(self, job_id: str, work: Work, progress: "Progress") -> dict[str, Any]:
+        await _write(self._database, job_id, status="running", started_at=utcnow())
+        return await work(progress.report)
+
+    async def _end(self, job_id: str, working: asyncio.Task[dict[str, Any]], progress: "Progress") -> None:
         end: dict[str, Any]
         try:
-            await _write(self._database, job_id, status="running", started_at=utcnow())
-            result = await work(progress.report)
+            result = await working
         except ApiError as error:
             end = {"status": "failed", "error": error.message}
         except asyncio.CancelledError:

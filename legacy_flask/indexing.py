@@ -72,7 +72,7 @@ def look_at(entry: os.DirEntry, folders: list, found: list) -> None:
 def moment(timestamp: float) -> datetime | None:
     try:
         return datetime.fromtimestamp(timestamp, UTC).replace(tzinfo=None)
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):
         return None
 
 
