@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 IN_TITLE = 40  # the artist's name is in the title
 EXACT = 20  # before the dash is that name and nothing else; of a known title: behind it is that title
-OTHER = -20  # before the dash is somebody else; behind it another title
+OTHER = -20  # before the dash is somebody else
 OWN_CHANNEL = 15
 OFFICIAL = 15
 LIKE_A_SONG = 5  # from 1:30 to 10 minutes; of a known duration: within 5 seconds
@@ -46,10 +46,10 @@ def ranked(wanted: Wanted, found: list, threshold: float) -> list[tuple]:
 
 
 def score(wanted: Wanted, found) -> int:
-    """How likely the official video of what is wanted has been found, from 0 (it is by somebody else) to 100."""
+    """How likely the official video has been found, from 0 (somebody else's, or another title) to 100."""
     artist, title = without_article(words(wanted.artist)), words(found.title)
     named, own = contains(title, artist), owns(artist, found.channel)
-    if not (named or own):
+    if not (named or own) or (wanted.title and not contains(title, words(wanted.title))):
         return 0
     points = IN_TITLE * named + OWN_CHANNEL * own + OFFICIAL * bool(SAYING_SO & set(title))
     points += (

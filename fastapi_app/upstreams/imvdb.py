@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from . import errors
 from .ask import ask
@@ -10,7 +11,7 @@ from .client import UpstreamClient
 from .errors import IMVDB
 from .fields import address, dig, identifier, records, text, whole, year
 
-_ID = re.compile(r"[A-Za-z0-9_-]{1,50}")
+_ID = re.compile(r"[\w-]{1,50}")
 
 Texts = Mapping[str, str]
 
@@ -85,7 +86,7 @@ def _in_path(imvdb_id: str, what: str) -> str:
     """What is no id there can only be unknown, and must not lead to another path."""
     if not _ID.fullmatch(imvdb_id):
         raise errors.not_found(IMVDB, what)
-    return imvdb_id
+    return quote(imvdb_id)
 
 
 # Out of its answers

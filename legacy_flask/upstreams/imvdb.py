@@ -2,12 +2,13 @@
 
 import re
 from typing import NamedTuple
+from urllib.parse import quote
 
 from . import client, errors
 from .errors import IMVDB
 from .fields import address, dig, identifier, records, text, whole, year
 
-ID = re.compile(r"[A-Za-z0-9_-]{1,50}")
+ID = re.compile(r"[\w-]{1,50}")
 
 
 class Entity(NamedTuple):
@@ -77,7 +78,7 @@ def in_path(imvdb_id: str, what: str) -> str:
     """What is no id there can only be unknown, and must not lead to another path."""
     if not ID.fullmatch(imvdb_id):
         raise errors.not_found(IMVDB, what)
-    return imvdb_id
+    return quote(imvdb_id)
 
 
 # --- out of its answers ----------------------------------------------------------------------------------------------

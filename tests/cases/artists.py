@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from .case import Case, File, read, write
+from .outside import LISTENING, SOME, failures, keys, recovers, setting
 
 LIST = "/api/artists/"
 ADVANCED = "/api/artists/search/advanced"
@@ -52,6 +53,11 @@ def upload(name: str, status: int, file: File | None, artist_id: int = 22, **mor
     request = f"POST /api/artists/{artist_id}/thumbnail/upload"
     files = {"file": file} if file else {}
     return write("artists.upload_artist_thumbnail", name, request, status, "user", files=files, **more)
+
+
+def refresh(name: str, status: int = 200, artist_id: int | str = 20, query: str = "", **more: Any) -> Case:
+    request, mask = f"PUT /api/artists/{artist_id}/metadata/update", CHANGED if status == 200 else ()
+    return write("artists.refresh_artist_metadata", name, request, status, "user", query=query, mask=mask, **more)
 
 
 def picture(kind: str, mode: str = "RGB", size: tuple[int, int] = (400, 200)) -> bytes:
@@ -354,4 +360,54 @@ PICTURES = [
     ),
 ]
 
-CASES = [*READING, *CREATING, *CHANGING, *PICTURES]
+OVERWRITE = "overwrite=true"
+SILENT = ("UPDATE artists SET name = 'Silent Nobody', name_key = 'silent nobody' WHERE id = 22",)
+NOTHING = ("UPDATE artists SET name = 'nothing', name_key = 'nothing' WHERE id = 22",)
+POOR = ("UPDATE artists SET genres = '[]' WHERE id = 20",)
+
+REFRESHING = [
+    refresh("by-name"),
+    refresh("by-id", artist_id=1),
+    refresh("what-a-person-wrote-stays", artist_id=2),
+    refresh("overwrite", artist_id=2, query=OVERWRITE),
+    refresh("overwrite-picture", artist_id=1, query="overwrite=1"),
+    refresh("overwrite-no", artist_id=2, query="overwrite=no"),
+    refresh("genres-are-missing", sql=POOR),
+    refresh("twice", setup=(refresh("first"),)),
+    refresh("nothing-to-add", artist_id=22, sql=SILENT),
+    refresh("told", sql=(*LISTENING, *POOR)),
+    refresh("nothing-new-told", setup=(refresh("first"),), sql=LISTENING),
+    refresh("body-is-ignored", headers={"Content-Type": "application/json"}, body=b"{"),
+    *(refresh(f"artist-{number}", artist_id=number) for number in (3, 4, 5, 6, 7, 8, 11, 14, 16, 17)),
+    *(refresh(f"artist-{number}-has-another-name-there", 404, number) for number in (12, 13)),
+    refresh("unknown-there", 404, 22, sql=NOTHING),
+    refresh("unknown-id-there", 404, sql=("UPDATE artists SET imvdb_id = 'none-such' WHERE id = 20",)),
+    refresh("hostile-id", 404, sql=("UPDATE artists SET imvdb_id = '../video/1' WHERE id = 20",)),
+    refresh("id-of-another", 409, sql=("UPDATE artists SET imvdb_id = 'daft-punk' WHERE id = 3",)),
+    refresh("unknown", 404, 999),
+    refresh("huge", 404, 10**20),
+    refresh("unknown-before-key", 404, 999, sql=setting("imvdb_api_key", "")),
+    refresh("wrong-types", 404, outside={"imvdb": {"wrong_types": True}}),
+    refresh("entity-wrong-types", 502, 1, outside={"imvdb": {"wrong_types": True}}),
+    refresh("entity-down", 502, outside={"imvdb": {"down": True, "only": "/entity/"}}),
+    *(refresh(name, status, outside=dials) for name, status, dials in failures("imvdb", "429", "500", *SOME)),
+    *(refresh(name, outside=dials) for name, dials in recovers("imvdb")),
+    *(refresh(name, 400, sql=sql) for name, sql in keys("imvdb")),
+    *(refresh(name, outside=dials) for name, _, dials in failures("lastfm")),
+    *(refresh(name, sql=sql) for name, sql in keys("lastfm")),
+    *(
+        refresh(f"lastfm-error-{code}", sql=POOR, outside={"lastfm": {"error_in_200": code}})
+        for code in (6, 10, 11, 16, 26, 29, 99)
+    ),
+    refresh("lastfm-wrong-types", sql=POOR, outside={"lastfm": {"wrong_types": True}}),
+    *(refresh(name, artist_id=22, sql=SILENT, outside=dials) for name, _, dials in failures("wikipedia", *SOME)),
+    refresh("wikipedia-wrong-types", artist_id=22, sql=SILENT, outside={"wikipedia": {"wrong_types": True}}),
+    refresh("wikipedia-error-in-200", artist_id=22, sql=SILENT, outside={"wikipedia": {"error_in_200": True}}),
+    *(
+        refresh(f"picture-{name}", outside={"images": {"redirect": f"/images/{name}.jpg"}})
+        for name in ("not-a-picture", "bomb", "none", "redirect-metadata")
+    ),
+    refresh("picture-down", artist_id=1, query=OVERWRITE, outside={"images": {"down": True}}),
+]
+
+CASES = [*READING, *CREATING, *CHANGING, *PICTURES, *REFRESHING]

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from tests.upstream.catalogue import songs
+
 from .case import Case, read, write
+from .outside import LISTENING, SOME, failures, keys, recovers, setting
 
 LIST = "/api/videos/"
 SEARCH = "/api/videos/search"
@@ -53,6 +56,18 @@ def streamed(name: str, status: int = 200, path: str = STREAM, method: str = "GE
     return Case(
         f"videos.stream_video:{name}", "videos.stream_video", method, path, status, "readonly", headers=headers, **more
     )
+
+
+def imported(name: str, status: int = 201, /, **fields: Any) -> Case:
+    more = {key: fields.pop(key) for key in ("setup", "sql", "outside") if key in fields}
+    request, mask = "POST /api/videos/import-from-youtube", ("$.video.created_at", "$.video.updated_at")
+    mask = mask if status == 201 else ()
+    return write("videos.import_youtube", name, request, status, "user", json=fields, mask=mask, **more)
+
+
+def refresh(name: str, status: int = 200, video_id: int | str = 20, query: str = "", **more: Any) -> Case:
+    request, mask = f"POST /api/videos/{video_id}/refresh-metadata", ("$.video.updated_at",) if status == 200 else ()
+    return write("videos.refresh_video_metadata", name, request, status, "user", query=query, mask=mask, **more)
 
 
 FIRST_BYTES = streamed("first", 206, range="bytes=0-99")
@@ -274,4 +289,134 @@ FILES = [
     streamed("unknown", 404, "/api/videos/999/stream"),
 ]
 
-CASES = [*READING, *CHANGING, *FILES]
+NEW = songs("Portishead")[0].youtube_id  # whose artist is new, too
+OURS = songs("Daft Punk")[0].youtube_id
+
+SPELLINGS = (
+    f"  {NEW} ",
+    f"https://www.youtube.com/watch?v={NEW}",
+    f"http://youtube.com/watch?v={NEW}&t=42s&list=PLx#comments",
+    f"HTTPS://M.YouTube.com/watch?app=desktop&v={NEW}",
+    f"https://music.youtube.com/watch?v={NEW}&feature=share",
+    f"youtube.com/watch?v={NEW}",
+    f"https://youtu.be/{NEW}?si=abc",
+    f"youtu.be/{NEW}/",
+    f"https://www.youtube.com/shorts/{NEW}?feature=share",
+    f"https://www.youtube.com/embed/{NEW}?autoplay=1",
+    f"https://www.youtube-nocookie.com/embed/{NEW}",
+    f"https://www.youtube.com/live/{NEW}",
+    f"https://www.youtube.com/v/{NEW}",
+    f"https://www.youtube.com:443/watch?v={NEW}",
+)
+HOSTILE = (
+    "javascript:alert(1)",
+    f"https://evil.test/watch?v={NEW}",
+    f"https://youtube.com.evil.test/watch?v={NEW}",
+    f"https://evil.test/https://youtube.com/watch?v={NEW}",
+    f"https://youtube.com@evil.test/watch?v={NEW}",
+    f"https://user:pass@youtube.com/watch?v={NEW}",
+    f"https://youtube.com\\@evil.test/watch?v={NEW}",
+    f"https://youtube.com:22/watch?v={NEW}",
+    f"https://youtube.com:99999/watch?v={NEW}",
+    f"https://youtube.com:x/watch?v={NEW}",
+    f"file://youtube.com/watch?v={NEW}",
+    f"//youtube.com/watch?v={NEW}",
+    f"https://youtube.com/watch?v={NEW}x",
+    f"https://youtube.com/watch?v={NEW[:-1]}",
+    f"https://youtube.com/watch?list={NEW}",
+    f"https://youtube.com/watch/{NEW}",
+    f"https://youtube.com/playlist?list=PL{NEW}",
+    f"https://youtube.com/@{NEW}",
+    f"https://youtu.be/{NEW}/more",
+    f"https://youtu.be/watch?v={NEW}",
+    f"https://www.youtube.com/embed/../{NEW}",
+    "https://youtube.com/",
+    "https://[::1/watch?v=x",
+    f"https://youtube.com/watch?v={NEW}\r\nHost: evil.test",
+    f"{NEW[:5]}\u0000{NEW[6:]}",
+    f"{NEW[:-1]}\uff11",
+    "-" * 12,
+)
+
+IMPORTING = [
+    imported("new", youtube_id=NEW),
+    imported("known-artist", youtube_id=OURS),
+    *(imported(f"spelling-{number}", url=spelling) for number, spelling in enumerate(SPELLINGS)),
+    imported("url-in-the-field-of-the-id", youtube_id=f"https://youtu.be/{NEW}"),
+    imported("both", youtube_id=NEW, url="nonsense"),
+    imported("digits", youtube_id=12345678901),
+    imported("live", youtube_id="live0000000"),
+    imported("artist", youtube_id=NEW, artist_id=3),
+    imported("artist-as-text", youtube_id=NEW, artist_id=" 3 "),
+    imported("artist-null", youtube_id=NEW, artist_id=None),
+    imported("download", youtube_id=NEW, artist_id=2, download=True),
+    imported("download-as-text", youtube_id=NEW, download="false"),
+    imported("download-0", youtube_id=NEW, download=0),
+    imported("told", youtube_id=NEW, download=True, sql=LISTENING),
+    *(imported(f"hostile-{number}", 400, url=spelling) for number, spelling in enumerate(HOSTILE)),
+    imported("nothing", 400, download=True),
+    imported("blank", 400, youtube_id=" ", url=""),
+    imported("list", 400, youtube_id=[NEW]),
+    imported("long", 400, url="https://youtu.be/" + "x" * 1000),
+    imported("surrogate", 400, url="\ud83d"),
+    imported("artist-unknown", 400, youtube_id=NEW, artist_id=999),
+    imported("artist-0", 400, youtube_id=NEW, artist_id=0),
+    imported("artist-huge", 400, youtube_id=NEW, artist_id=10**30),
+    imported("artist-words", 400, youtube_id=NEW, artist_id="Portishead"),
+    imported("duplicate", 409, url="https://youtu.be/loB0kmz_0MM"),
+    imported("duplicate-before-key", 409, youtube_id="loB0kmz_0MM", sql=setting("youtube_api_key", "")),
+    imported("twice", 409, youtube_id=NEW, setup=(imported("first", youtube_id=NEW),)),
+    imported("of-one-artist", youtube_id=NEW, setup=(imported("first", youtube_id=songs("Portishead")[1].youtube_id),)),
+    imported("unknown", 404, youtube_id="none0000000"),
+    imported("private", 404, youtube_id="priv0000000"),
+    imported("wrong-types", 404, youtube_id=NEW, outside={"youtube": {"wrong_types": True}}),
+    imported("error-in-200", 502, youtube_id=NEW, outside={"youtube": {"error_in_200": True}}),
+    imported("quota", 429, youtube_id=NEW, outside={"youtube": {"quota": True}}),
+    *(imported(name, status, youtube_id=NEW, outside=dials) for name, status, dials in failures("youtube", *SOME)),
+    *(imported(name, youtube_id=NEW, outside=dials) for name, dials in recovers("youtube")),
+    *(imported(name, 400, youtube_id=NEW, sql=sql) for name, sql in keys("youtube")),
+]
+
+SONG = songs("Daft Punk")[3]
+KNOWN = (f"UPDATE videos SET title = '{SONG.title}', year = NULL, duration = NULL WHERE id = 20",)
+MINE = ("UPDATE videos SET year = 1900, directors = '[\"Me\"]', duration = NULL, url = 'http://my.test/' WHERE id = 1",)
+WITHOUT_KEYS = (*setting("youtube_api_key", ""), *setting("imvdb_api_key", ""))
+
+REFRESHING = [
+    refresh("by-title", sql=KNOWN),
+    refresh("by-id", video_id=1),
+    refresh("by-youtube-id", video_id=2),
+    refresh("what-is-there-stays", video_id=1, sql=MINE),
+    refresh("what-is-there-goes", video_id=1, query="overwrite=true", sql=MINE),
+    refresh("overwrite", video_id=1, query="overwrite=true"),
+    refresh("overwrite-title-stays", query="overwrite=true", sql=KNOWN),
+    refresh("twice", video_id=1, setup=(refresh("first", video_id=1),)),
+    refresh("told", sql=(*KNOWN, *LISTENING)),
+    refresh("body-is-ignored", video_id=1, headers={"Content-Type": "application/json"}, body=b"{"),
+    refresh("only-youtube", sql=(*KNOWN, *setting("imvdb_api_key", ""))),
+    refresh("only-imvdb", sql=(*KNOWN, *setting("youtube_api_key", ""))),
+    refresh("no-key-at-all", 400, sql=(*KNOWN, *WITHOUT_KEYS)),
+    refresh("no-match", 404),
+    refresh("no-match-below-threshold", sql=(*KNOWN, *setting("discovery_threshold", "100"))),
+    refresh("title-of-signs", 404, 6),
+    refresh("other-video-has-it", 409, sql=("UPDATE videos SET title = 'Jóga', artist_id = 1 WHERE id = 20",)),
+    refresh("unknown-ids", 404, sql=("UPDATE videos SET youtube_id = 'none0000000', imvdb_id = 'x' WHERE id = 20",)),
+    refresh("hostile-id", video_id=1, sql=("UPDATE videos SET imvdb_id = '../entity/1' WHERE id = 1",)),
+    refresh("unknown", 404, 999),
+    refresh("huge", 404, 10**20),
+    refresh("unknown-before-key", 404, 999, sql=WITHOUT_KEYS),
+    refresh("both-down", 502, 1, outside={"imvdb": {"down": True}, "youtube": {"down": True}}),
+    refresh("both-refuse", 429, 1, outside={"imvdb": {"status": 429, "retry_after": 9}, "youtube": {"quota": True}}),
+    refresh("both-lie", 502, 1, outside={"imvdb": {"wrong_types": True}, "youtube": {"wrong_types": True}}),
+    refresh("quota", video_id=1, outside={"youtube": {"quota": True}}),
+    refresh(
+        "quota-before-the-search", sql=KNOWN, outside={"imvdb": {"down": True}, "youtube": {"quota": True}}, status=502
+    ),
+    refresh("search-without-imvdb", sql=KNOWN, outside={"imvdb": {"down": True}}),
+    *(refresh(name, video_id=1, outside=dials) for name, _, dials in failures("imvdb", *SOME)),
+    *(refresh(name, video_id=1, outside=dials) for name, _, dials in failures("youtube", *SOME)),
+    *(refresh(name, video_id=1, sql=sql) for name, sql in keys("imvdb")),
+    *(refresh(name, video_id=1, sql=sql) for name, sql in keys("youtube")),
+]
+
+CASES = [*READING, *CHANGING, *FILES, *IMPORTING, *REFRESHING]
