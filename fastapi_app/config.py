@@ -1,8 +1,8 @@
 """What the environment says: where things are and which secret signs.
 
-DATABASE_URL, DATABASE_POOL_SIZE, DATABASE_MAX_OVERFLOW, SECRET_KEY, SECRET_KEY_FALLBACKS, DATA_PATH, LIBRARY_PATH, DOWNLOADS_PATH, REDIS_URL, FFMPEG, BCRYPT_ROUNDS,
-SESSION_COOKIE_SECURE, ALLOWED_NETWORKS, UPSTREAM_TIMEOUT_S, UPSTREAM_BACKOFF_S, UPSTREAM_CONNECTIONS, UPSTREAM_HTTP2,
-LOG_FILE, SERVICE_UNIT, RESTART_COMMAND, GATEWAY_SHADOW.
+DATABASE_URL, DATABASE_POOL_SIZE, DATABASE_MAX_OVERFLOW, SECRET_KEY, SECRET_KEY_FALLBACKS, DATA_PATH, LIBRARY_PATH,
+DOWNLOADS_PATH, REDIS_URL, FFMPEG, BCRYPT_ROUNDS, SESSION_COOKIE_SECURE, ALLOWED_NETWORKS, UPSTREAM_TIMEOUT_S,
+UPSTREAM_BACKOFF_S, UPSTREAM_CONNECTIONS, UPSTREAM_HTTP2, LOG_FILE, SERVICE_UNIT, RESTART_COMMAND, GATEWAY_SHADOW.
 """
 
 import os
@@ -53,7 +53,7 @@ class Settings:
         library = _folder(env.get("LIBRARY_PATH") or ROOT / "library")
         secret_key = env.get("SECRET_KEY") or _stored_secret(data / "secret_key")
         fallbacks = tuple(filter(None, map(str.strip, env.get("SECRET_KEY_FALLBACKS", "").split(","))))
-        if len(min(secret_key, *fallbacks, key=len)) < MIN_SECRET_LENGTH:
+        if min(map(len, (secret_key, *fallbacks))) < MIN_SECRET_LENGTH:
             raise StartupError(f"SECRET_KEY is too short: at least {MIN_SECRET_LENGTH} characters")
         try:
             timeout_s, backoff_s = (
@@ -68,7 +68,7 @@ class Settings:
             data_path=data,
             library_path=library,
             database_pool_size=_whole(env, "DATABASE_POOL_SIZE", 10),
-            database_max_overflow=_whole(env, "DATABASE_MAX_OVERFLOW", 20, least=0),
+            database_max_overflow=_whole(env, "DATABASE_MAX_OVERFLOW", 20, above=-1),
             secret_key_fallbacks=fallbacks,
             downloads_path=_folder(env.get("DOWNLOADS_PATH") or data / "downloads"),
             redis_url=env.get("REDIS_URL", ""),
@@ -87,10 +87,10 @@ class Settings:
         )
 
 
-def _whole(env: Mapping[str, str], name: str, default: int, *, least: int = 1) -> int:
+def _whole(env: Mapping[str, str], name: str, default: int, *, above: int = 0) -> int:
     value = env.get(name) or str(default)
-    if not (value.isdecimal() and int(value) >= least):
-        raise StartupError(f"{name} must be a whole number from {least} on")
+    if not (value.isdecimal() and int(value) > above):
+        raise StartupError(f"{name} must be a whole number above {above}")
     return int(value)
 
 

@@ -3,47 +3,66 @@
 SQLite takes the write lock when a transaction begins (BEGIN IMMEDIATE), so that two writers never overwrite each
 other's work; reading never waits. MariaDB runs READ COMMITTED in UTC; whoever reads in order to write locks the rows.
 What one request reads in several statements may be of several moments, on both.
+
+A connection is held for one statement that reads, or for one transaction that writes. It begins nothing by itself, so
+reading is one trip to the server. Whether it still stands shows when it is used: a read, or the BEGIN of a transaction,
+is then repeated once on a new one. Nothing else is repeated: a deadlock, a lock that is waited for too long, a commit
+that was cut off are errors, and the client decides.
 """
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from functools import cache
-from typing import Annotated, Any
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import cache, partial
+from typing import Annotated, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from fastapi import Depends, Request
-from sqlalchemy import URL, Table, bindparam, event, insert, make_url, select, text
-from sqlalchemy.engine import Connection, CursorResult
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy import URL, Result, Table, bindparam, event, insert, make_url, select, text
+from sqlalchemy.engine import Connection, ExceptionContext
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.sql import Executable
+from sqlalchemy.util import greenlet_spawn
 
 from . import containment
+from .gate import Gate
 from .http import MAX_INT, ApiError
 from .json import decode
 from .models import metadata
 
 POOL_SIZE = 10
-MAX_OVERFLOW = 5
+MAX_OVERFLOW = 20
 WAIT_S = 10.0  # for a free connection, then 503
+LOCK_WAIT_S = 10  # for what another transaction has locked, then 503
+ISOLATION = "READ COMMITTED"
 RECYCLE_S = 1800
 CONNECT_S = 5
 SCHEMA_LOCK = "music_videos_schema"
 
 _MYSQL_DRIVERS = {"mysql+asyncmy": "mysql+asyncmy", "mariadb+asyncmy": "mysql+asyncmy"}
+_PING = text("SELECT 1")
+_BROKEN = (OSError, EOFError, RuntimeError)  # what drivers let through when the network fails: uvloop's is the last
+_NOT_OPENED = (SQLAlchemyError, *_BROKEN)
+
+T = TypeVar("T")
+Rows = Result[*tuple[Any, ...]]
 
 
 class DatabaseUnavailable(Exception):
     """No connection could be had. `str(error)` is one complete sentence for a person."""
 
 
+class ConnectionLost(DatabaseUnavailable):
+    """The connection broke while it was used."""
+
+
 class Database:
     """The engine of this process, with a first-come gate in front of its pool.
 
-    The pool alone hands connections out in no particular order, which costs the unlucky ones seconds under load.
+    The pool alone hands connections out in no particular order, which costs the unlucky ones seconds under load, and
+    opens and closes its overflow all the time.
     """
 
     def __init__(
@@ -55,43 +74,75 @@ class Database:
         except ArgumentError:
             raise DatabaseUnavailable("DATABASE_URL is not the address of a database") from None
         try:
-            self.engine = _open_engine(parsed, pool_size, max_overflow)
+            self.engine = _open_engine(parsed, pool_size, max_overflow, wait_s)
         except ModuleNotFoundError as error:
             raise DatabaseUnavailable(f"DATABASE_URL needs {error.name}, which is not installed") from None
         self._writing = self.engine.execution_options(write=True)
-        self._gate = asyncio.Semaphore(pool_size + max_overflow)
-        self._wait_s = wait_s
+        self._contained = self.engine
+        if self.engine.dialect.name != "sqlite":
+            self._contained = self.engine.execution_options(isolation_level=ISOLATION)  # no autocommit, as was promised
+        self._gate = Gate(pool_size, max_overflow, wait_s)
+        self._holding: set[asyncio.Task[Any] | None] = set()
+        self._opened = self._errors = self._reconnects = 0
+        event.listen(self.engine.sync_engine, "connect", self._note_opened)
+        event.listen(self.engine.sync_engine, "handle_error", self._translate)
 
     @property
     def name(self) -> str:
         """The URL without its password."""
         return self.engine.url.render_as_string(hide_password=True)
 
-    @asynccontextmanager
-    async def connect(self, *, write: bool = False) -> AsyncIterator[AsyncConnection]:
-        """A connection that goes back to the pool whatever happens; what was not committed is rolled back.
+    async def read(self, statement: Executable, values: Mapping[str, Any] | None, take: Callable[[Rows], T]) -> T:
+        """What `take` makes of the result, such as `Result.first`; the connection is free again before this returns.
 
-        Raises DatabaseUnavailable when none is free within `wait_s` seconds or the server does not answer. A contained
-        request has one connection and gets it each time.
+        Raises DatabaseUnavailable when none is free within `wait_s` seconds or the server does not answer.
         """
         if (contained := containment.current()) is not None:
-            yield await contained.connection(self._writing)
-            return
+            return take(await (await contained.connection(self._contained)).execute(statement, values))
+        async with self._one_connection():
+            try:
+                return await greenlet_spawn(self._read, statement, values, take)
+            except ConnectionLost:
+                self._reconnects += 1
+                return await greenlet_spawn(self._read, statement, values, take)
+
+    def _read(self, statement: Executable, values: Mapping[str, Any] | None, take: Callable[[Rows], T]) -> T:
+        """All in one go, which costs half of what it costs through AsyncConnection."""
         try:
-            async with asyncio.timeout(self._wait_s):
-                await self._gate.acquire()
-        except TimeoutError:
-            raise DatabaseUnavailable(f"All connections to {self.name} are busy.") from None
-        try:
-            async with AsyncExitStack() as stack:
-                engine = self._writing if write else self.engine
-                try:
-                    connection = await stack.enter_async_context(engine.connect())
-                except (OperationalError, InterfaceError, PoolTimeout, OSError) as error:
-                    raise self._unavailable(error) from error
+            connection = self.engine.sync_engine.connect()
+        except _NOT_OPENED as error:
+            raise self._unavailable(error) from error
+        with connection:
+            return take(connection.execute(statement, values))
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """A connection to write with: committed at the end of the block, rolled back when it raises.
+
+        In a contained request it is a savepoint on the only connection. Raises DatabaseUnavailable like `read`.
+        """
+        if (contained := containment.current()) is not None:
+            connection = await contained.connection(self._contained)
+            async with connection.begin_nested():
                 yield connection
-        finally:
-            self._gate.release()
+            return
+        async with self._one_connection(), AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(self._writing.connect())
+            except _NOT_OPENED as error:
+                raise self._unavailable(error) from error
+            await self._begin(connection)
+            yield connection
+            await connection.commit()
+        for call in _after_commit.pop(connection, ()):
+            call()
+
+    async def _begin(self, connection: AsyncConnection) -> None:
+        try:
+            await connection.begin()
+        except ConnectionLost:
+            self._reconnects += 1
+            await connection.begin()  # SQLAlchemy takes a new one from the pool
 
     async def prepare(self) -> None:
         """Make the tables that are missing, once, even when several workers start together.
@@ -99,7 +150,7 @@ class Database:
         Raises DatabaseUnavailable in one sentence when that cannot be done.
         """
         try:
-            async with self.connect(write=True) as connection, connection.begin():
+            async with self.transaction() as connection:
                 if connection.dialect.name == "sqlite":
                     await connection.run_sync(metadata.create_all)
                 else:
@@ -109,54 +160,93 @@ class Database:
         except DBAPIError as error:
             raise self._unavailable(error) from error
 
-    def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
-        cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-        return DatabaseUnavailable(f"The database {self.name} cannot be used: {cause}")
+    async def ping(self, timeout_s: float) -> bool:
+        """Whether the database answers within so many seconds, waiting for a free connection included. Never raises."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.read(_PING, None, Result.first)
+        except (SQLAlchemyError, DatabaseUnavailable, TimeoutError):
+            return False
+        return True
+
+    def statistics(self) -> dict[str, float]:
+        """Of this process: connections and requests now, all else since it began."""
+        pool: Any = self.engine.pool
+        return {
+            "size": pool.checkedin() + pool.checkedout(),
+            "checked_out": pool.checkedout(),
+            "waiting": self._gate.waiting,
+            "waited_seconds": self._gate.waited_s,
+            "exhausted": self._gate.turned_away,  # how often nothing came free in time
+            "opened": self._opened,
+            "errors": self._errors,  # connections that broke or could not be opened
+            "reconnects": self._reconnects,  # of them, those that no client noticed
+        }
 
     async def dispose(self) -> None:
         await self.engine.dispose()
 
+    @asynccontextmanager
+    async def _one_connection(self) -> AsyncIterator[None]:
+        """A place in the pool, for a task that has none: who holds one and waits for another may wait for ever."""
+        task = asyncio.current_task()
+        if task in self._holding:
+            raise RuntimeError("this task has a connection already, and must use that one")
+        try:
+            await self._gate.enter()
+        except TimeoutError:
+            raise DatabaseUnavailable(f"All connections to {self.name} are busy.") from None
+        self._holding.add(task)
+        try:
+            yield
+        finally:
+            self._holding.discard(task)
+            self._gate.leave()
+
+    def _translate(self, context: ExceptionContext) -> BaseException | None:
+        """What SQLAlchemy asks before it raises an error of the driver."""
+        error = context.original_exception
+        context.is_disconnect = context.is_disconnect or isinstance(error, _BROKEN)
+        return (
+            self._unavailable(error, ConnectionLost) if context.is_disconnect and isinstance(error, Exception) else None
+        )
+
+    def _unavailable(
+        self, error: BaseException, kind: type[DatabaseUnavailable] = DatabaseUnavailable
+    ) -> DatabaseUnavailable:
+        self._errors += 1
+        cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+        return kind(f"The database {self.name} cannot be used: {cause}")
+
+    def _note_opened(self, *_: object) -> None:
+        self._opened += 1
+
 
 class Db:
-    """What one request may do with the database; never more than one connection at a time.
-
-    Reading opens a connection on first use and keeps it, a transaction gives it back first: two requests that each
-    held one connection and waited for a second would wait for ever.
-    """
+    """What one request may do with the database. Nothing is held between two calls."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._stack = AsyncExitStack()
-        self._reading: AsyncConnection | None = None
 
-    async def execute(
-        self, statement: Executable, values: Mapping[str, Any] | None = None
-    ) -> CursorResult[*tuple[Any, ...]]:
+    async def execute(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Result[*tuple[Any, ...]]:
         """Read what is committed."""
-        if self._reading is None:
-            self._reading = await self._stack.enter_async_context(self._database.connect())
-        return await self._reading.execute(statement, values)
+        frozen = await self._database.read(statement, values, Result.freeze)
+        return frozen()
 
     async def row(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Any | None:
         """The first row, or None."""
-        return (await self.execute(statement, values)).first()
+        return await self._database.read(statement, values, Result.first)
 
     async def scalar(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Any:
         """The first column of the first row, or None."""
-        return (await self.execute(statement, values)).scalar()
+        return await self._database.read(statement, values, Result.scalar)
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """A connection to write with: committed at the end of the block, rolled back when it raises."""
-        await self.close()
-        async with self._database.connect(write=True) as connection, containment.transaction(connection):
-            yield connection
-        for call in _after_commit.pop(connection, ()):
-            call()
+    def transaction(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """See `Database.transaction`."""
+        return self._database.transaction()
 
     async def close(self) -> None:
-        self._reading = None
-        await self._stack.aclose()
+        """Nothing is held."""
 
 
 _after_commit: WeakKeyDictionary[AsyncConnection, list[Callable[[], object]]] = WeakKeyDictionary()
@@ -168,15 +258,11 @@ def after_commit(connection: AsyncConnection, call: Callable[[], object]) -> Non
         _after_commit.setdefault(connection, []).append(call)
 
 
-async def _request_db(request: Request) -> AsyncIterator[Db]:
-    db = Db(request.app.state.database)
-    try:
-        yield db
-    finally:
-        await db.close()
+async def _request_db(request: Request) -> Db:
+    return Db(request.app.state.database)
 
 
-DbDep = Annotated[Db, Depends(_request_db, scope="function")]  # closed before the first byte of the answer
+DbDep = Annotated[Db, Depends(_request_db)]
 
 
 async def insert_row(connection: AsyncConnection, table: Table, values: Mapping[str, Any]) -> int:
@@ -199,42 +285,68 @@ def _by_id(table: Table, lock: bool) -> Executable:
     return statement.with_for_update() if lock else statement
 
 
-def _open_engine(url: URL, pool_size: int, max_overflow: int) -> AsyncEngine:
+def _open_engine(url: URL, pool_size: int, max_overflow: int, wait_s: float) -> AsyncEngine:
     options: dict[str, Any] = {
         "pool_size": pool_size,
         "max_overflow": max_overflow,
+        "pool_timeout": wait_s,
         "json_serializer": _to_json,
         "json_deserializer": decode,
     }
     if url.get_backend_name() == "sqlite":
         engine = create_async_engine(url.set(drivername="sqlite+aiosqlite"), **options)
-        event.listen(engine.sync_engine, "connect", _configure_sqlite)
-        event.listen(engine.sync_engine, "begin", _begin_sqlite)
-        return engine
-    if url.get_backend_name() not in ("mysql", "mariadb"):
+        begin, configure, in_transaction = "BEGIN IMMEDIATE", _configure_sqlite, lambda driver: driver.in_transaction
+    elif url.get_backend_name() in ("mysql", "mariadb"):
+        engine = create_async_engine(
+            url.set(drivername=_MYSQL_DRIVERS.get(url.drivername, "mysql+aiomysql")),
+            isolation_level=ISOLATION,
+            pool_recycle=RECYCLE_S,
+            connect_args={
+                "charset": "utf8mb4",
+                "init_command": f"SET time_zone='+00:00', innodb_lock_wait_timeout={LOCK_WAIT_S}",
+                "connect_timeout": CONNECT_S,
+            },
+            **options,
+        )
+        begin, configure, in_transaction = "BEGIN", _configure_mysql, lambda driver: driver.get_transaction_status()
+    else:
         raise DatabaseUnavailable("DATABASE_URL must begin with sqlite: or mysql:")
-    return create_async_engine(
-        url.set(drivername=_MYSQL_DRIVERS.get(url.drivername, "mysql+aiomysql")),
-        isolation_level="READ COMMITTED",
-        pool_pre_ping=True,
-        pool_recycle=RECYCLE_S,
-        connect_args={"charset": "utf8mb4", "init_command": "SET time_zone='+00:00'", "connect_timeout": CONNECT_S},
-        **options,
-    )
+    event.listen(engine.sync_engine, "connect", configure)
+    event.listen(engine.sync_engine, "begin", partial(_begin, begin))
+    engine.dialect.do_rollback = partial(_roll_back, in_transaction)  # type: ignore[method-assign]
+    return engine
 
 
 def _to_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+# Connections begin nothing by themselves: this module says when.
+
+
 def _configure_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # this module says when a transaction begins
+    connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+    for pragma in (
+        f"busy_timeout={LOCK_WAIT_S * 1000}",
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        "foreign_keys=ON",
+    ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    if connection.get_execution_options().get("write", False):  # reading needs none, and saves three trips to a thread
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _configure_mysql(connection: Any, _record: object) -> None:
+    connection.autocommit(True)
+
+
+def _begin(statement: str, connection: Connection) -> None:
+    if connection.get_execution_options().get("write", False):
+        connection.exec_driver_sql(statement)
+
+
+def _roll_back(in_transaction: Callable[[Any], bool], connection: Any) -> None:
+    """SQLAlchemy rolls back whatever comes back to the pool; for what only read that is a trip to the server less."""
+    if in_transaction(connection.driver_connection):
+        connection.rollback()

@@ -82,13 +82,13 @@ async def app(
     async with Lifespan(app):
         hashed = await hash_password(PASSWORD, 4)
         rows = [{"username": name, "password_hash": hashed, "role": "user"} for name in ("alice", "bob")]
-        async with app.state.database.connect(write=True) as connection, connection.begin():
+        async with app.state.database.transaction() as connection:
             await connection.execute(insert(users), rows)
         yield app
 
 
 async def sql(app: FastAPI, statement: str) -> None:
-    async with app.state.database.connect(write=True) as connection, connection.begin():
+    async with app.state.database.transaction() as connection:
         await connection.execute(text(statement))
 
 
@@ -294,7 +294,7 @@ HOSTILE = {
 async def test_a_hostile_token_is_nobody_and_never_an_error(app: FastAPI, token: str) -> None:
     now = utcnow()
     row = {"user_id": 1, "token_hash": token_hash("x"), "expires_at": now + LIFETIME}
-    async with app.state.database.connect(write=True) as connection, connection.begin():
+    async with app.state.database.transaction() as connection:
         await connection.execute(insert(user_sessions), row)
     assert "alice" == await Client(app).whoami(**bearer(signed()))  # only the token is at fault
     assert await Client(app).whoami(**bearer(token)) is None
