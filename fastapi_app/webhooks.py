@@ -149,7 +149,7 @@ def _url(request: Request, data: Mapping[str, Any]) -> str | None:
         raise ApiError(400, "url must be an http or https address")
     try:
         check(url)
-        allowed = Guard(request.app.state.settings.allowed_networks).allows(urlsplit(url).hostname or "")
+        allowed = Guard(request.app.state.settings.allowed_networks).allows((urlsplit(url).hostname or "").rstrip("."))
     except AddressRefused:
         raise ApiError(400, "url is not an address that may be asked") from None
     except ValueError:

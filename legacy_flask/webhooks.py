@@ -140,7 +140,7 @@ def url_field(data: dict) -> str | None:
         raise ApiError(400, "url must be an http or https address")
     try:
         check(url)
-        allowed = Guard(current_app.config["ALLOWED_NETWORKS"]).allows(urlsplit(url).hostname)
+        allowed = Guard(current_app.config["ALLOWED_NETWORKS"]).allows(urlsplit(url).hostname.rstrip("."))
     except AddressRefused:
         raise ApiError(400, "url is not an address that may be asked") from None
     except ValueError:
