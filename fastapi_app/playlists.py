@@ -78,33 +78,37 @@ async def sync_monitor(request: Request, monitor_id: int, db: DbDep, _: Member) 
     monitor, texts = await _find(db, monitor_id), await settings.texts(db)
     await db.close()
     items = await youtube.playlist_items(request.app.state.upstream, texts, monitor.playlist_id)
-    for _attempt in range(ATTEMPTS - 1):
+    return success("Playlist synced", **await store(request, db, monitor_id, items))
+
+
+async def store(request: Request, db: Db, monitor_id: int, items: Sequence[youtube.PlaylistItem]) -> dict[str, Any]:
+    """What came of it: added, artists_created, queued, existing, and the monitor."""
+    for _ in range(ATTEMPTS - 1):
         with suppress(IntegrityError):  # somebody has just added one of the videos, or its artist
-            return success("Playlist synced", **await _store(request, db, monitor_id, items))
-    return success("Playlist synced", **await _store(request, db, monitor_id, items))
-
-
-async def _store(request: Request, db: Db, monitor_id: int, items: Sequence[youtube.PlaylistItem]) -> dict[str, Any]:
+            async with db.transaction() as connection:
+                return await _store_once(connection, request, monitor_id, items)
     async with db.transaction() as connection:
-        monitor = await _find(connection, monitor_id, lock=True)  # another sync of it waits here
-        new = await _missing(connection, items)
-        owners, artists_created = await _artists_of(connection, new)
-        rows = [{"artist_id": owners[item.youtube_id].id, **_fields_of(item)} for item in new]
-        added = await _insert_videos(connection, rows)
-        queued = added if monitor.auto_download else []
-        if queued:
-            about = [
-                {"video_id": row.id, "active_video_id": row.id, "quality": owners[row.youtube_id].quality}
-                for row in added
-            ]
-            await connection.execute(insert(downloads), about)
-        synced = {"last_synced_at": utcnow(), "video_count": len(items)}
-        await connection.execute(update(playlist_monitors).where(playlist_monitors.c.id == monitor_id).values(synced))
-        counts = {"added": len(added), "artists_created": artists_created, "queued": len(queued)}
-        await audit(connection, request, "playlists.sync", f"playlist:{monitor_id}", **counts)
-        await _tell(connection, request, monitor, added, counts)
-        monitor = await _find(connection, monitor_id)
-    return counts | {"existing": len(items) - len(added), "monitor": monitor_json(monitor)}
+        return await _store_once(connection, request, monitor_id, items)
+
+
+async def _store_once(
+    connection: AsyncConnection, request: Request, monitor_id: int, items: Sequence[youtube.PlaylistItem]
+) -> dict[str, Any]:
+    monitor = await _find(connection, monitor_id, lock=True)  # another sync of it waits here
+    new = await _missing(connection, items)
+    owners, artists_created = await _artists_of(connection, new)
+    rows = [{"artist_id": owners[item.youtube_id].id, **_fields_of(item)} for item in new]
+    added = await _insert_videos(connection, rows)
+    queued = len(added) if monitor.auto_download else 0
+    if queued:
+        await _queue(connection, added, owners)
+    synced = {"last_synced_at": utcnow(), "video_count": len(items)}
+    await connection.execute(update(playlist_monitors).where(playlist_monitors.c.id == monitor_id).values(synced))
+    counts = {"added": len(added), "artists_created": artists_created, "queued": queued}
+    await audit(connection, request, "playlists.sync", f"playlist:{monitor_id}", **counts)
+    await _tell(connection, request, monitor, added, counts)
+    shown = monitor_json(await _find(connection, monitor_id))
+    return counts | {"existing": len(items) - len(added), "monitor": shown}
 
 
 async def _missing(connection: AsyncConnection, items: Sequence[youtube.PlaylistItem]) -> list[youtube.PlaylistItem]:
@@ -134,6 +138,13 @@ async def _insert_videos(connection: AsyncConnection, rows: Sequence[Mapping[str
     ids = [row["youtube_id"] for row in rows]
     inserted = {row.youtube_id: row for row in await _rows(connection, videos.c.youtube_id, ids)}
     return [inserted[youtube_id] for youtube_id in ids]
+
+
+async def _queue(connection: AsyncConnection, rows: Sequence[Any], owners: Mapping[str, Any]) -> None:
+    queued = [
+        {"video_id": row.id, "active_video_id": row.id, "quality": owners[row.youtube_id].quality} for row in rows
+    ]
+    await connection.execute(insert(downloads), queued)
 
 
 async def _tell(

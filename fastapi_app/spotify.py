@@ -1,6 +1,7 @@
 """Spotify: its artists and playlists, brought into the library."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -81,7 +82,7 @@ async def import_playlist(request: Request, db: DbDep, _: Member) -> Response:
     texts = await settings.texts(db)
     await db.close()
     entries = await _service(request).playlist_artists(texts, playlist_id)
-    imported, failed = await _store(request, db, playlist_id, entries.artists)
+    imported, failed = await store(request, db, playlist_id, entries.artists)
     return success(
         f"{len(imported)} artists imported",
         207 if failed else 201 if imported else 200,
@@ -94,29 +95,25 @@ async def import_playlist(request: Request, db: DbDep, _: Member) -> Response:
     )
 
 
-async def _store(
+async def store(
     request: Request, db: Db, playlist_id: str, found: Mapping[str, str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The artists that were stored, all or none of the missing ones; and those that cannot be, with the reason."""
+
+    async def attempt() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        async with db.transaction() as connection:
+            imported, failed = await _insert_missing(connection, found)
+            counts = {"imported": len(imported), "failed": len(failed)}
+            await audit(connection, request, "spotify.import_playlist", f"playlist:{playlist_id}", **counts)
+            if imported:
+                told = {"artists": imported, "source": "spotify", "playlist_id": playlist_id}
+                await events.emit(connection, request, "artist.imported", told)
+        return imported, failed
+
     for _ in range(ATTEMPTS - 1):
-        try:
-            return await _store_once(request, db, playlist_id, found)
-        except IntegrityError:  # somebody has just added one of them
-            continue
-    return await _store_once(request, db, playlist_id, found)
-
-
-async def _store_once(
-    request: Request, db: Db, playlist_id: str, found: Mapping[str, str]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    async with db.transaction() as connection:
-        imported, failed = await _insert_missing(connection, found)
-        counts = {"imported": len(imported), "failed": len(failed)}
-        await audit(connection, request, "spotify.import_playlist", f"playlist:{playlist_id}", **counts)
-        if imported:
-            told = {"artists": imported, "source": "spotify", "playlist_id": playlist_id}
-            await events.emit(connection, request, "artist.imported", told)
-    return imported, failed
+        with suppress(IntegrityError):  # somebody has just added one of them
+            return await attempt()
+    return await attempt()
 
 
 async def _insert_missing(
@@ -138,7 +135,7 @@ async def _insert_missing(
         if key not in taken:
             rows[spotify_id] = fields | {"spotify_id": spotify_id, "folder_path": safe_name(name)}
             taken[key] = spotify_id
-        elif taken[key] is not None:
+        elif taken[key] not in (None, spotify_id):
             refused[spotify_id] = "An artist with this name already exists"
     if rows:
         ordered = sorted(rows.values(), key=lambda row: str(row["name_key"]))  # so that nobody waits for each other

@@ -72,15 +72,20 @@ def sync_monitor(monitor_id):
     db = get_session()
     monitor = find_monitor(db, monitor_id)
     items = youtube.playlist_items(settings.texts(db), monitor.playlist_id)
+    return success("Playlist synced", **store(monitor_id, items))
+
+
+def store(monitor_id: int, items: list[youtube.PlaylistItem]) -> dict:
+    """What came of it: added, artists_created, queued, existing, and the monitor."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return success("Playlist synced", **store(monitor_id, items))
+            return store_once(monitor_id, items)
         except IntegrityError:  # somebody has just added one of the videos, or its artist
             if attempt == ATTEMPTS:
                 raise
 
 
-def store(monitor_id: int, items: list[youtube.PlaylistItem]) -> dict:
+def store_once(monitor_id: int, items: list[youtube.PlaylistItem]) -> dict:
     with transaction() as db:
         monitor = find_monitor(db, monitor_id, lock=True)  # another sync of it waits here
         new = missing(db, items)

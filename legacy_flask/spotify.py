@@ -119,7 +119,7 @@ def insert_missing(db, found: dict[str, str]) -> tuple[list[dict], list[dict]]:
         if key not in taken:
             rows[spotify_id] = Artist(**fields, spotify_id=spotify_id, folder_path=safe_name(name))
             taken[key] = spotify_id
-        elif taken[key] is not None:
+        elif taken[key] not in (None, spotify_id):
             refused[spotify_id] = "An artist with this name already exists"
     db.add_all(sorted(rows.values(), key=lambda row: row.name_key))  # in one order, so that nobody waits for each other
     db.flush()

@@ -1,7 +1,7 @@
 """Spotify, as the port asks it: one token for all, renewed when it must be, and answers that may lie."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
@@ -11,30 +11,23 @@ from fastapi_app.settings import DEFAULTS
 from fastapi_app.upstreams import spotify as module
 from fastapi_app.upstreams.client import UpstreamClient
 from fastapi_app.upstreams.spotify import Spotify, id_of
-from tests.support.upstreams import Upstream, upstream
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Upstream]:
-    with upstream() as running:
-        yield running
+from tests.support.upstreams import Upstream
 
 
 @pytest.fixture
-async def spotify(service: Upstream) -> AsyncIterator[Spotify]:
-    service.reset()
+async def spotify(upstream: Upstream) -> AsyncIterator[Spotify]:
     client = UpstreamClient(backoff_s=0.01, allowed_networks="127.0.0.1/32")
     yield Spotify(client)
     await client.aclose()
 
 
 @pytest.fixture
-def texts(service: Upstream) -> dict[str, str]:
-    return DEFAULTS | service.settings
+def texts(upstream: Upstream) -> dict[str, str]:
+    return DEFAULTS | upstream.settings
 
 
-def tokens(service: Upstream) -> int:
-    return len(service.calls("spotify-token"))
+def tokens(upstream: Upstream) -> int:
+    return len(upstream.calls("spotify-token"))
 
 
 async def refusal(spotify: Spotify, texts: Mapping[str, str]) -> tuple[int, str]:
@@ -47,30 +40,30 @@ async def refusal(spotify: Spotify, texts: Mapping[str, str]) -> tuple[int, str]
 
 
 async def test_fifty_callers_at_once_cause_one_request_for_a_token(
-    spotify: Spotify, texts: dict[str, str], service: Upstream
+    spotify: Spotify, texts: dict[str, str], upstream: Upstream
 ) -> None:
-    service.dial({"spotify-token": {"latency_s": 0.1}})
+    upstream.dial({"spotify-token": {"latency_s": 0.1}})
     found = await asyncio.gather(*(spotify.artist(texts, "daft-punk") for _ in range(50)))
     assert {"Daft Punk"} == {artist.name for artist in found}
-    assert (1, 50) == (tokens(service), len(service.calls("spotify")))
+    assert (1, 50) == (tokens(upstream), len(upstream.calls("spotify")))
 
 
-async def test_a_token_is_kept_for_the_next_call(spotify: Spotify, texts: dict[str, str], service: Upstream) -> None:
+async def test_a_token_is_kept_for_the_next_call(spotify: Spotify, texts: dict[str, str], upstream: Upstream) -> None:
     first, second = await spotify.token(texts), await spotify.token(texts)
-    assert (first, 1) == (second, tokens(service))
+    assert (first, 1) == (second, tokens(upstream))
 
 
 async def test_a_token_is_asked_for_with_the_credentials_as_basic_auth(
-    spotify: Spotify, texts: dict[str, str], service: Upstream
+    spotify: Spotify, texts: dict[str, str], upstream: Upstream
 ) -> None:
     await spotify.token(texts)
-    (call,) = service.calls("spotify-token")
+    (call,) = upstream.calls("spotify-token")
     assert ("POST", "grant_type=client_credentials") == (call["method"], call["body"])
     assert "Basic ZGVtby1pZDpkZW1vLXNlY3JldA==" == call["headers"]["authorization"]
 
 
 async def test_a_token_is_renewed_before_it_expires(
-    spotify: Spotify, texts: dict[str, str], service: Upstream, monkeypatch: pytest.MonkeyPatch
+    spotify: Spotify, texts: dict[str, str], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MARGIN_S", 3600)
     first, second = await spotify.token(texts), await spotify.token(texts)
@@ -78,7 +71,7 @@ async def test_a_token_is_renewed_before_it_expires(
 
 
 async def test_other_credentials_get_another_token_at_once(
-    spotify: Spotify, texts: dict[str, str], service: Upstream
+    spotify: Spotify, texts: dict[str, str], upstream: Upstream
 ) -> None:
     token = await spotify.token(texts)
     with pytest.raises(ApiError, match="Spotify refused the key"):
@@ -87,56 +80,56 @@ async def test_other_credentials_get_another_token_at_once(
 
 
 async def test_fifty_refused_calls_renew_the_token_once_and_are_repeated(
-    spotify: Spotify, texts: dict[str, str], service: Upstream
+    spotify: Spotify, texts: dict[str, str], upstream: Upstream
 ) -> None:
     await spotify.token(texts)
-    service.dial({"spotify": {"status": 401, "fail_first": 50}, "spotify-token": {"latency_s": 0.1}})
+    spotify._token = spotify._token and spotify._token._replace(text="expired")
     await asyncio.gather(*(spotify.artist(texts, "daft-punk") for _ in range(50)))
-    assert (2, 100) == (tokens(service), len(service.calls("spotify")))
+    assert (2, 100) == (tokens(upstream), len(upstream.calls("spotify")))
 
 
 async def test_a_token_that_is_refused_again_is_the_fault_of_the_credentials(
-    spotify: Spotify, texts: dict[str, str], service: Upstream
+    spotify: Spotify, texts: dict[str, str], upstream: Upstream
 ) -> None:
-    service.dial({"spotify": {"status": 401}})
+    upstream.dial({"spotify": {"status": 401}})
     assert (400, "Spotify refused the key") == await refusal(spotify, texts)
-    assert (2, 2) == (tokens(service), len(service.calls("spotify")))
+    assert (2, 2) == (tokens(upstream), len(upstream.calls("spotify")))
 
 
-async def test_what_is_forbidden_is_asked_once(spotify: Spotify, texts: dict[str, str], service: Upstream) -> None:
-    service.dial({"spotify": {"status": 403}})
+async def test_what_is_forbidden_is_asked_once(spotify: Spotify, texts: dict[str, str], upstream: Upstream) -> None:
+    upstream.dial({"spotify": {"status": 403}})
     assert (400, "Spotify refused the key") == await refusal(spotify, texts)
-    assert (1, 1) == (tokens(service), len(service.calls("spotify")))
+    assert (1, 1) == (tokens(upstream), len(upstream.calls("spotify")))
 
 
 async def test_whoever_asked_first_may_leave_and_the_others_get_their_token(
-    spotify: Spotify, texts: dict[str, str], service: Upstream
+    spotify: Spotify, texts: dict[str, str], upstream: Upstream
 ) -> None:
-    service.dial({"spotify-token": {"latency_s": 0.1}})
+    upstream.dial({"spotify-token": {"latency_s": 0.1}})
     first, second = (asyncio.create_task(spotify.token(texts)) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
     assert await second
-    assert (True, 1) == (first.cancelled(), tokens(service))
+    assert (True, 1) == (first.cancelled(), tokens(upstream))
 
 
 async def test_a_token_that_could_not_be_had_is_asked_for_again(
-    spotify: Spotify, texts: dict[str, str], service: Upstream
+    spotify: Spotify, texts: dict[str, str], upstream: Upstream
 ) -> None:
-    service.dial({"spotify-token": {"malformed": True}})
+    upstream.dial({"spotify-token": {"malformed": True}})
     outcomes = await asyncio.gather(*(spotify.token(texts) for _ in range(20)), return_exceptions=True)
     assert {"Spotify gave an answer that makes no sense"} == {str(outcome) for outcome in outcomes}
-    assert 1 == tokens(service)
-    service.dial({})
+    assert 1 == tokens(upstream)
+    upstream.dial({})
     assert await spotify.token(texts)
 
 
 @pytest.mark.parametrize("missing", ["spotify_client_id", "spotify_client_secret"])
 async def test_nothing_is_asked_without_credentials(
-    spotify: Spotify, texts: dict[str, str], service: Upstream, missing: str
+    spotify: Spotify, texts: dict[str, str], upstream: Upstream, missing: str
 ) -> None:
     assert (400, "Spotify is not configured") == await refusal(spotify, texts | {missing: " "})
-    assert [] == service.calls()
+    assert [] == upstream.calls()
 
 
 @pytest.mark.parametrize(
@@ -153,9 +146,9 @@ async def test_nothing_is_asked_without_credentials(
 )
 @pytest.mark.parametrize("where", ["spotify", "spotify-token"])
 async def test_what_goes_wrong_is_told_in_one_sentence(
-    spotify: Spotify, texts: dict[str, str], service: Upstream, where: str, dials: dict[str, Any], expected: object
+    spotify: Spotify, texts: dict[str, str], upstream: Upstream, where: str, dials: dict[str, Any], expected: object
 ) -> None:
-    service.dial({where: dials})
+    upstream.dial({where: dials})
     assert expected == await refusal(spotify, texts)
 
 
@@ -189,27 +182,29 @@ async def test_a_playlist_names_each_artist_once_whatever_else_is_in_it(
 
 
 async def test_the_pages_of_a_playlist_are_asked_for_at_the_same_time(
-    spotify: Spotify, texts: dict[str, str], service: Upstream, monkeypatch: pytest.MonkeyPatch
+    spotify: Spotify, texts: dict[str, str], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PAGE", 10)
     entries = await spotify.playlist_artists(texts, "long")
-    offsets = [int(call["query"]["offset"]) for call in service.calls("spotify")]
+    offsets = [int(call["query"]["offset"]) for call in upstream.calls("spotify")]
     assert list(range(0, 120, 10)) == sorted(offsets)
     assert (120, 120) == (entries.read, entries.total)
 
 
 async def test_no_more_than_the_first_ten_thousand_entries_are_read(
-    spotify: Spotify, texts: dict[str, str], service: Upstream, monkeypatch: pytest.MonkeyPatch
+    spotify: Spotify, texts: dict[str, str], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PAGE", 10)
     monkeypatch.setattr(module, "MAX_ENTRIES", 50)
     entries = await spotify.playlist_artists(texts, "long")
     assert (50, 120) == (entries.read, entries.total)
-    assert 5 == len(service.calls("spotify"))
+    assert 5 == len(upstream.calls("spotify"))
 
 
-async def test_a_page_that_fails_fails_the_playlist(spotify: Spotify, texts: dict[str, str], service: Upstream) -> None:
-    service.dial({"spotify": {"status": 429, "retry_after": 9, "only": "offset=100"}})
+async def test_a_page_that_fails_fails_the_playlist(
+    spotify: Spotify, texts: dict[str, str], upstream: Upstream
+) -> None:
+    upstream.dial({"spotify": {"status": 429, "retry_after": 9, "only": "offset=100"}})
     with pytest.raises(ApiError, match="Spotify asks to wait"):
         await spotify.playlist_artists(texts, "long")
 
