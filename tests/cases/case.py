@@ -35,9 +35,7 @@ class Case:
     setup: tuple["Case", ...] = ()
     sql: tuple[str, ...] = ()
     log: bytes | None = field(default=None, repr=False)  # content of the log file; None: there is none
-    outside: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # dials of the stub upstream by service, see tests.upstream
+    outside: Mapping[str, Any] = field(default_factory=dict)  # dials by service, see tests.upstream
     mask: tuple[str, ...] = ()
     wire: str = ""  # the row of the wire contract that this pins, "W12"
 
