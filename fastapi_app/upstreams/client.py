@@ -17,8 +17,7 @@ import random
 import ssl
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -31,7 +30,7 @@ import stamina
 
 from fastapi_app.containment import refuse
 
-from . import guard
+from . import body, guard
 from .breaker import REST_S, Breaker
 from .failures import AddressRefused, CircuitOpen, Timeout, TooBusy, TooLarge, Unavailable
 from .http1 import Http1Transport
@@ -200,6 +199,10 @@ class UpstreamClient:
         await self._limiter.aclose()
 
     async def _repeated(self, call: _Call) -> httpx.Response:
+        try:
+            return await self._settled(call)
+        except (Unavailable, _Again) as error:
+            failure = error  # stamina takes longer than all the rest here, so it hears of failures only
         attempts = stamina.retry_context(
             on=_again,
             attempts=ATTEMPTS,
@@ -211,14 +214,20 @@ class UpstreamClient:
         try:
             async for attempt in attempts:
                 with attempt:
-                    response = await self._attempt(call, again=attempt.num > 1)
-                    wait_s = self._wait_after(response)
-                    if wait_s is not False:
-                        raise _Again(response, wait_s)  # noqa: TRY301 - stamina repeats after exceptions only
-                    return response
+                    if attempt.num == 1:
+                        raise failure
+                    return await self._settled(call, again=True)
         except _Again as last:
             return last.response
         raise AssertionError("stamina gives up by raising")
+
+    async def _settled(self, call: _Call, *, again: bool = False) -> httpx.Response:
+        """An answer that is not worth another attempt. Raises _Again with one that is, and Unavailable."""
+        response = await self._attempt(call, again=again)
+        wait_s = self._wait_after(response)
+        if wait_s is not False:
+            raise _Again(response, wait_s)
+        return response
 
     def _wait_after(self, response: httpx.Response) -> float | bool:
         """Seconds; True: back off as usual; False: do not repeat."""
@@ -231,33 +240,38 @@ class UpstreamClient:
         return asked_s <= PATIENCE_S and asked_s + random.uniform(0, self._backoff_s)  # noqa: S311
 
     async def _attempt(self, call: _Call, *, again: bool = False) -> httpx.Response:
-        guard.check(call.url)
         name = guard.origin(call.url)
         origin = self._origin(name)
         origin.breaker.check()
+        origin.retries += again
         if call.rate is not None:
             await self._limiter.wait(name, call.rate)
-        async with self._turn():
-            pass_number, well, began = origin.breaker.enter(), None, time.monotonic()
-            origin.calls += 1
-            origin.retries += again
-            origin.in_flight += 1
-            try:
-                response = await self._exchange(call, name)
-                if not (well := not _failed(response)):
-                    logger.warning("%s: %d", name, response.status_code)
-            except AddressRefused:
-                raise
-            except Unavailable as error:
-                well = isinstance(error, TooLarge)  # it answers
-                raise
-            finally:
-                took_s = time.monotonic() - began
-                origin.breaker.leave(pass_number, well)
-                origin.in_flight -= 1
-                origin.failures += well is False
-                origin.seconds += took_s
-                origin.slowest_s = max(origin.slowest_s, took_s)
+        gate = await self._turn()
+        try:
+            return await self._observed(call, name, origin)
+        finally:
+            gate.release()
+
+    async def _observed(self, call: _Call, name: str, origin: Origin) -> httpx.Response:
+        pass_number, well, began = origin.breaker.enter(), None, time.monotonic()
+        origin.calls += 1
+        origin.in_flight += 1
+        try:
+            response = await self._exchange(call, name)
+            if not (well := not _failed(response)):
+                logger.warning("%s: %d", name, response.status_code)
+        except AddressRefused:
+            raise
+        except Unavailable as error:
+            well = isinstance(error, TooLarge)  # it answers
+            raise
+        finally:
+            took_s = time.monotonic() - began
+            origin.breaker.leave(pass_number, well)
+            origin.in_flight -= 1
+            origin.failures += well is False
+            origin.seconds += took_s
+            origin.slowest_s = max(origin.slowest_s, took_s)
         return response
 
     async def _exchange(self, call: _Call, origin: str) -> httpx.Response:
@@ -270,36 +284,34 @@ class UpstreamClient:
                     call.method, call.url, headers=call.headers, content=call.content, extensions={"timeout": limits}
                 )
                 response = await transport.handle_async_request(request)
-                try:
-                    body = await _read(response, call.max_bytes)
-                finally:
-                    await response.aclose()
+                await body.read(response, call.max_bytes)
         except TimeoutError:
             logger.warning("%s: no answer within %g s", origin, call.timeout_s)
             raise Timeout from None
         except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError, zlib.error) as error:
             logger.warning("%s: %s", origin, type(error.__cause__ or error).__name__)
             raise _failure(error) from None
-        return httpx.Response(response.status_code, headers=_kept(response.headers), content=body, request=request)
+        return response
 
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """One of so many calls at once; first come, first served."""
+    async def _turn(self) -> asyncio.Semaphore:
+        """Waits to be one of so many calls at once; first come, first served. To be released."""
         gate = self._wires.gate
+        if not gate.locked():
+            await gate.acquire()
+            return gate
         try:
             async with asyncio.timeout(self._timeout_s):
                 await gate.acquire()
         except TimeoutError:
             raise TooBusy from None
-        try:
-            yield
-        finally:
-            gate.release()
+        return gate
 
     async def _transport(self, origin: str) -> httpx.AsyncBaseTransport:
-        wires = self._wires
+        wires, needs_http2 = self._wires, origin in self._http2
+        if transport := wires.http2 if needs_http2 else wires.http1:
+            return transport
         async with wires.opening:
-            if origin in self._http2:
+            if needs_http2:
                 wires.http2 = wires.http2 or Http2Transport(self._guard, await _tls())
                 return wires.http2
             wires.http1 = wires.http1 or Http1Transport(self._guard, await _tls())
@@ -344,41 +356,15 @@ def _failed(response: httpx.Response) -> bool:
 
 def _redirected(call: _Call, response: httpx.Response) -> _Call | None:
     """The call that a redirect asks for. Keys and other headers of the caller do not go to another origin."""
-    location = response.headers.get("location")
-    if call.method not in _SAFE or response.status_code not in _REDIRECTS or not location:
+    if call.method not in _SAFE or response.status_code not in _REDIRECTS or "location" not in response.headers:
         return None
     try:
-        url = urljoin(call.url, location)
+        url = urljoin(call.url, response.headers["location"])
     except ValueError:
         raise AddressRefused from None
-    guard.check(url)
     if guard.origin(url) == guard.origin(call.url):
         return replace(call, url=url)
     return replace(call, url=url, headers=HEADERS, rate=None)
-
-
-async def _read(response: httpx.Response, max_bytes: int) -> bytes:
-    """The body as it was before its transport; never unpacks more than `max_bytes`. Raises TooLarge."""
-    body = bytearray()
-    if not max_bytes:
-        return b""
-    coding = response.headers.get("content-encoding", "identity").strip().lower()
-    if coding not in ("identity", "gzip", "x-gzip", ""):
-        raise httpx.DecodingError("not asked for")
-    unpacked = zlib.decompressobj(zlib.MAX_WBITS | 16) if "gzip" in coding else None
-    async for chunk in response.aiter_raw():
-        body += unpacked.decompress(chunk, max_bytes + 1 - len(body)) if unpacked else chunk
-        if len(body) > max_bytes:
-            raise TooLarge
-    if unpacked and body and not unpacked.eof:
-        raise httpx.DecodingError("cut off")
-    return bytes(body)
-
-
-def _kept(headers: httpx.Headers) -> list[tuple[bytes, bytes]]:
-    """Without those that are about the body's transport."""
-    transport = (b"content-encoding", b"content-length", b"transfer-encoding")
-    return [(name, value) for name, value in headers.raw if name.lower() not in transport]
 
 
 def _failure(error: Exception) -> Unavailable:

@@ -7,15 +7,17 @@ own. Numbers that are no address to Python, but to some resolvers (`127.1`, `0x7
 
 import re
 import socket
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from .failures import AddressRefused
 
 MAX_URL = 8_000  # characters
 
 _NEVER_IN_A_URL = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
-_NUMBER_AT_THE_END = re.compile(r"(?:^|\.)(?:\d+|0[xX][0-9a-fA-F]*)\.?$")
+_NUMBER_AT_THE_END = re.compile(r"(?:^|\.)(?:\d+|0[xX][0-9a-fA-F]*)$")
+_PORTS = {"http": 80, "https": 443}
 _GLOBAL_UNICAST = ip_network("2000::/3")
 _NAT64 = ip_network("64:ff9b::/96")  # an IPv4 address in the last 32 bits
 
@@ -43,26 +45,31 @@ class Guard:
 
 def check(url: str) -> None:
     """Raises AddressRefused for what will not be asked wherever it leads: only http and https, and nobody signs in."""
+    origin(url)
+
+
+def origin(url: str) -> str:
+    """`https://example.com:8443`: lower case, the port only where it is unusual. Raises as `check`."""
     if len(url) > MAX_URL or _NEVER_IN_A_URL.search(url):
         raise AddressRefused
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-        if ":" not in host and _NUMBER_AT_THE_END.search(host):
-            IPv4Address(host)
+        return _origin(parts.scheme, parts.netloc)
     except ValueError:
         raise AddressRefused from None
-    if parts.scheme not in ("http", "https") or not host or port == 0 or "@" in parts.netloc:
-        raise AddressRefused
 
 
-def origin(url: str) -> str:
-    """`https://example.com:8443`: lower case, the port only where it is unusual. The URL has passed `check`."""
-    parts = urlsplit(url)
-    host = (parts.hostname or "").rstrip(".")
-    host = f"[{host}]" if ":" in host else host
-    usual = {"http": 80, "https": 443}[parts.scheme]
-    return f"{parts.scheme}://{host}" + ("" if parts.port in (None, usual) else f":{parts.port}")
+@lru_cache(1000)
+def _origin(scheme: str, netloc: str) -> str:
+    parts = SplitResult(scheme, netloc, "", "", "")
+    host, port = (parts.hostname or "").rstrip("."), parts.port
+    if scheme not in _PORTS or not host or port == 0 or "@" in netloc:
+        raise ValueError(netloc)
+    if ":" in host:
+        host = f"[{host}]"
+    elif _NUMBER_AT_THE_END.search(host):
+        IPv4Address(host)
+    return f"{scheme}://{host}" + ("" if port in (None, _PORTS[scheme]) else f":{port}")
 
 
 def _unwrapped(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:

@@ -467,22 +467,25 @@ def test_a_body_of_exactly_the_limit_is_fine(side: Side, there: Host) -> None:
     there.first = [
         Say(body=bytes(100)),
         Say(body=gzip.compress(bytes(100)), headers={"Content-Encoding": "gzip"}),
+        Say(body=b"", headers={"Content-Encoding": "gzip"}),
     ]
 
     assert side.request("GET", there.url, max_bytes=100) == (200, bytes(100))
     assert side.request("GET", there.url, max_bytes=100) == (200, bytes(100))
+    assert side.request("GET", there.url, max_bytes=100) == (200, b"")
 
 
 @pytest.mark.parametrize(
     "answer",
     [
         Say(body=gzip.compress(b"x" * 1000)[:-10], headers={"Content-Encoding": "gzip"}),
+        Say(body=gzip.compress(b"x" * 1000)[:5], headers={"Content-Encoding": "gzip"}),
         Say(body=b"not gzip", headers={"Content-Encoding": "gzip"}),
         Say(body=gzip.compress(gzip.compress(b"x")), headers={"Content-Encoding": "gzip, gzip"}),
         Say(body=b"x", headers={"Content-Encoding": "br"}),
         Say(body=b"short", headers={"Content-Length": "10", "Connection": "close"}),
     ],
-    ids=["cut off", "not gzip", "twice", "not asked for", "shorter than announced"],
+    ids=["cut off", "cut off early", "not gzip", "twice", "not asked for", "shorter than announced"],
 )
 def test_a_body_that_cannot_be_read_is_none(side: Side, there: Host, answer: Say) -> None:
     def script(handler: Handler) -> None:
