@@ -15,6 +15,7 @@ from . import (
     discovery,
     docs,
     library,
+    metrics,
     playlists,
     scheduler,
     settings,
@@ -52,6 +53,7 @@ ROUTERS = (
     scheduler,
     webhooks,
     system,
+    metrics,
     docs,
 )
 

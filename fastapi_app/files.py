@@ -196,7 +196,7 @@ class Found(NamedTuple):
 
 async def walked(root: Path, batch: int = 500) -> AsyncIterator[list[Found]]:
     """The files of `walk`, so many at a time: a folder of any size blocks neither the loop nor a thread for long."""
-    batches = walk(root, batch)
+    batches = walk(root, batch)  # blocks: not before the first is asked for
     while found := await off_loop(next, batches, []):
         yield found
 

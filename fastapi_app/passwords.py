@@ -48,6 +48,12 @@ async def verify(password: str, password_hash: str | None, rounds: int) -> bool:
     return await to_thread.run_sync(check, password, password_hash, limiter=_cores)
 
 
+def statistics() -> dict[str, float]:
+    """Hashes in the making, and those that wait for a core."""
+    now = _cores.statistics()
+    return {"running": now.borrowed_tokens, "waiting": now.tasks_waiting}
+
+
 def is_old(password_hash: str) -> bool:
     """Made before bcrypt, by Werkzeug: replaced when its owner signs in."""
     return not password_hash.startswith("$2")
