@@ -14,11 +14,10 @@ import base64
 import errno
 import logging
 import random
-import ssl
 import time
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlencode, urljoin
@@ -33,9 +32,8 @@ from fastapi_app.containment import refuse
 from . import body, guard
 from .breaker import REST_S, Breaker
 from .failures import AddressRefused, CircuitOpen, Timeout, TooBusy, TooLarge, Unavailable
-from .http1 import Http1Transport
-from .http2 import Http2Transport
 from .limiter import Limiter, Rate
+from .wires import Wires
 
 __all__ = ["AddressRefused", "CircuitOpen", "Rate", "Timeout", "TooBusy", "TooLarge", "Unavailable", "UpstreamClient"]
 
@@ -63,6 +61,7 @@ class _Call:
     max_bytes: int
     timeout_s: float
     rate: Rate | None
+    wires: Wires  # also for its repetitions: none of them goes on in a client that was closed meanwhile
 
 
 @dataclass(slots=True)
@@ -88,16 +87,6 @@ class Origin:
             "slowest_ms": round(self.slowest_s * 1000, 1),
             "breaker": self.breaker.state,
         }
-
-
-@dataclass(slots=True)
-class _Wires:
-    """What belongs to one event loop and must be closed in it."""
-
-    gate: asyncio.Semaphore
-    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
-    http1: httpx.AsyncBaseTransport | None = None
-    http2: httpx.AsyncBaseTransport | None = None
 
 
 class _Again(Exception):
@@ -129,8 +118,8 @@ class UpstreamClient:
         self._timeout_s, self._backoff_s, self._connections, self._rest_s = timeout_s, backoff_s, connections, rest_s
         self._guard, self._limiter = guard.Guard(allowed_networks), Limiter(redis_url)
         self._http2 = frozenset(http2)
+        self._wires = self._new_wires()
         self._origins: dict[str, Origin] = {}  # the one used last is the last
-        self._wires = _Wires(asyncio.Semaphore(connections))
 
     async def request(  # noqa: PLR0913 - as httpx has them
         self,
@@ -164,7 +153,7 @@ class UpstreamClient:
             )
         if auth is not None:
             own["authorization"] = "Basic " + base64.b64encode(":".join(auth).encode(errors="replace")).decode()
-        call = _Call(method, url, HEADERS | own, content, max_bytes, timeout_s or self._timeout_s, rate)
+        call = _Call(method, url, HEADERS | own, content, max_bytes, timeout_s or self._timeout_s, rate, self._wires)
         repeat = method in _SAFE if repeat is None else repeat
         for _ in range(1 + REDIRECTS):
             response = await (self._repeated(call) if repeat else self._attempt(call))
@@ -191,11 +180,9 @@ class UpstreamClient:
         self._limiter.forget()
 
     async def aclose(self) -> None:
-        """Close all connections. The next call opens new ones, also in another event loop."""
-        wires, self._wires = self._wires, _Wires(asyncio.Semaphore(self._connections))
-        for transport in (wires.http1, wires.http2):
-            if transport is not None:
-                await transport.aclose()
+        """Close all connections; calls that are under way fail. The next one opens new ones, in any event loop."""
+        wires, self._wires = self._wires, self._new_wires()
+        await wires.aclose()
         await self._limiter.aclose()
 
     async def _repeated(self, call: _Call) -> httpx.Response:
@@ -246,11 +233,11 @@ class UpstreamClient:
         origin.retries += again
         if call.rate is not None:
             await self._limiter.wait(name, call.rate)
-        gate = await self._turn()
+        await call.wires.enter(self._timeout_s)
         try:
             return await self._observed(call, name, origin)
         finally:
-            gate.release()
+            call.wires.leave()
 
     async def _observed(self, call: _Call, name: str, origin: Origin) -> httpx.Response:
         pass_number, well, began = origin.breaker.enter(), None, time.monotonic()
@@ -275,7 +262,7 @@ class UpstreamClient:
         return response
 
     async def _exchange(self, call: _Call, origin: str) -> httpx.Response:
-        transport = await self._transport(origin)
+        transport = await call.wires.transport(origin)
         connect_s = call.timeout_s / 2
         limits = {"connect": connect_s, "pool": connect_s, "read": call.timeout_s, "write": call.timeout_s}
         try:
@@ -293,29 +280,8 @@ class UpstreamClient:
             raise _failure(error) from None
         return response
 
-    async def _turn(self) -> asyncio.Semaphore:
-        """Waits to be one of so many calls at once; first come, first served. To be released."""
-        gate = self._wires.gate
-        if not gate.locked():
-            await gate.acquire()
-            return gate
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await gate.acquire()
-        except TimeoutError:
-            raise TooBusy from None
-        return gate
-
-    async def _transport(self, origin: str) -> httpx.AsyncBaseTransport:
-        wires, needs_http2 = self._wires, origin in self._http2
-        if transport := wires.http2 if needs_http2 else wires.http1:
-            return transport
-        async with wires.opening:
-            if needs_http2:
-                wires.http2 = wires.http2 or Http2Transport(self._guard, await _tls())
-                return wires.http2
-            wires.http1 = wires.http1 or Http1Transport(self._guard, await _tls())
-            return wires.http1
+    def _new_wires(self) -> Wires:
+        return Wires(self._guard, self._http2, self._connections)
 
     def _origin(self, name: str) -> Origin:
         origin = self._origins.pop(name, None) or Origin(Breaker(rest_s=self._rest_s))
@@ -323,11 +289,6 @@ class UpstreamClient:
         if len(self._origins) > MAX_ORIGINS:
             del self._origins[next(iter(self._origins))]
         return origin
-
-
-async def _tls() -> ssl.SSLContext:
-    """One for each transport, for httpx changes it. It takes 20 ms to read all certificates."""
-    return await asyncio.to_thread(httpx.create_ssl_context)
 
 
 def retry_after(response: httpx.Response) -> float | None:
