@@ -103,7 +103,7 @@ async def _on_api_error(_request: Request, error: Exception) -> Response:
 
 
 async def _on_database_error(_request: Request, error: Exception) -> Response:
-    log.error("database: %s", error)
+    log.error("database: %s", type(error).__name__, exc_info=error)  # its text may hold values
     return json_response({"error": "The database is not available"}, 503)
 
 

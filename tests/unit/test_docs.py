@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fastapi_app import config
 from gateway.cli import app
 from gateway.control import PATHS
 from gateway.metrics import METRICS
@@ -42,6 +43,11 @@ FLAG_KEYS = [
 @pytest.mark.parametrize(("prefix", "name"), SETTINGS, ids=lambda v: v)
 def test_every_setting_and_its_variable_are_in_the_reference(prefix: str, name: str) -> None:
     assert f"| `{name}` | `{prefix}{name.upper()}` |" in REFERENCE
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\b[A-Z][A-Z0-9_]{5,}\b", str(config.__doc__)))))
+def test_every_variable_of_the_reference_application_is_in_the_reference(name: str) -> None:
+    assert name == "GATEWAY_SHADOW" or re.search(rf"^\| `{name}`\*? \|", REFERENCE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("key", FLAG_KEYS)
