@@ -140,6 +140,7 @@ def chance(text: str, below: int) -> int:
     return int.from_bytes(sha256(text.encode(errors="replace")).digest()[:6]) % below
 
 
+@lru_cache(16_384)
 def slug(name: str) -> str:
     """`Sigur Rós` is `sigur-ros`; letters without a Latin form stay. Never empty."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", name.casefold()) if not unicodedata.combining(c))
@@ -218,6 +219,7 @@ def all_songs() -> list[Song]:
     return sorted((song for artist in ARTISTS for song in songs(artist)), key=lambda song: song.number)
 
 
+@lru_cache(16_384)
 def youtube_id(text: str) -> str:
     """Eleven characters."""
     return base64.urlsafe_b64encode(sha256(text.encode(errors="replace")).digest())[:11].decode()
