@@ -169,9 +169,6 @@ async def start_all(request: Request, db: Db, max_videos: int | None = None) -> 
     """
     texts = await settings.texts(db)
     youtube.key_of(texts)
-    job_id = await jobs.running(db, "discovery")
-    if job_id is not None:
-        raise ApiError(409, "Discovery is running already", job_id=job_id)
     monitored = (await db.execute(_MONITORED)).all()
     await db.close()
     limit = _most(texts) if max_videos is None else max_videos
@@ -179,7 +176,7 @@ async def start_all(request: Request, db: Db, max_videos: int | None = None) -> 
     async def work(report: jobs.Report) -> dict[str, Any]:
         return await _discover(request, texts, monitored, limit, report)
 
-    return await jobs.start(request, "discovery", work, artists=len(monitored))
+    return await jobs.start(request, "discovery", work, busy="Discovery is running already", artists=len(monitored))
 
 
 async def _discover(

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import Request
 from sqlalchemy import and_, bindparam, insert, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .audit import audit
@@ -41,18 +41,28 @@ _RUNNING = (
 )
 
 
-async def start(request: Request, kind: str, work: Work, **detail: Any) -> str:
+async def start(request: Request, kind: str, work: Work, *, busy: str = "", **detail: Any) -> str:
     """Begin `work(report)` in a task that ends with the application at the latest; the id of its row.
+
+    With `busy`, a sentence, there is one such job at a time: raises ApiError 409 with the id of the one that runs.
 
     `work` awaits `report(percent, message)` as often as it likes and returns the result for the row. What it raises
     ends the job with a sentence: an ApiError with its own. It outlives the request, so it opens its own `Db`.
     """
     refuse("jobs", kind)
     job_id, user = uuid.uuid4().hex, getattr(request.state, "user", None)
-    async with Db(request.app.state.database).transaction() as connection:
-        await _end_forgotten(connection)
-        await connection.execute(insert(jobs).values(id=job_id, type=kind, created_by=user.id if user else None))
-        await audit(connection, request, "jobs.start", f"job:{kind}", **detail)
+    row = {"id": job_id, "type": kind, "active_type": kind if busy else None, "created_by": user.id if user else None}
+    db = Db(request.app.state.database)
+    try:
+        async with db.transaction() as connection:
+            await _end_forgotten(connection)
+            await _refuse_second(connection, kind, busy)
+            await connection.execute(insert(jobs).values(row))
+            await audit(connection, request, "jobs.start", f"job:{kind}", **detail)
+    except IntegrityError:  # somebody else began it at the same time
+        async with db.transaction() as connection:
+            await _refuse_second(connection, kind, busy)
+        raise
     request.app.state.jobs.run(job_id, work)
     return job_id
 
@@ -63,9 +73,16 @@ async def running(db: Db | AsyncConnection, kind: str) -> str | None:
     return row.id if row else None
 
 
+async def _refuse_second(connection: AsyncConnection, kind: str, busy: str) -> None:
+    job_id = await running(connection, kind) if busy else None
+    if job_id is not None:
+        raise ApiError(409, busy, job_id=job_id)
+
+
 async def _end_forgotten(connection: AsyncConnection) -> None:
     forgotten = and_(_ACTIVE, jobs.c.updated_at <= utcnow() - GONE_AFTER)
-    await connection.execute(update(jobs).where(forgotten).values(status="failed", error=GONE, finished_at=utcnow()))
+    ended = {"status": "failed", "active_type": None, "error": GONE, "finished_at": utcnow()}
+    await connection.execute(update(jobs).where(forgotten).values(ended))
 
 
 class Jobs:
@@ -105,7 +122,7 @@ class Jobs:
         else:
             progress.percent = 100
             end = {"status": "completed", "result": result}
-        end |= {"progress": progress.percent, "message": progress.message, "finished_at": utcnow()}
+        end |= {"progress": progress.percent, "message": progress.message, "active_type": None, "finished_at": utcnow()}
         try:
             await _write(self._database, job_id, **end)
         except Exception:

@@ -160,11 +160,9 @@ async def index_library(request: Request, db: DbDep, _: Manager) -> Response:
         new = [file for file in files if file.path not in known]
         listed = [intake.file_json(file) for file in new[:MAX_LISTED]]
         return success(f"{len(new)} of {len(files)} files have no row", files=listed, count=len(new))
-    job_id = await jobs.running(db, "index")
     await db.close()
-    if job_id:
-        raise ApiError(409, "The library is being indexed already", job_id=job_id)
-    job_id = await jobs.start(request, "index", partial(indexing.index, request))
+    work, busy = partial(indexing.index, request), "The library is being indexed already"
+    job_id = await jobs.start(request, "index", work, busy=busy)
     return success("The library is being indexed", 202, job_id=job_id)
 
 

@@ -335,6 +335,7 @@ jobs = Table(  # work that goes on after the answer; the row is the truth about 
     metadata,
     Column("id", String(64), primary_key=True),
     _text("type", 50),
+    _maybe("active_type", 50),  # the type of active work of which there may be one at a time
     _text("status", 20, default="queued"),
     _number("progress", default=0),  # percent
     _text("message", 500, default=""),
@@ -346,5 +347,6 @@ jobs = Table(  # work that goes on after the answer; the row is the truth about 
     Column("started_at", Timestamp),
     Column("finished_at", Timestamp),
     Index(None, "type", "status"),
+    UniqueConstraint("active_type"),
     **_ENGINE,
 )

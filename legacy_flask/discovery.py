@@ -157,9 +157,6 @@ def start_all(max_videos: int | None = None) -> str:
     db = get_session()
     texts = settings.texts(db)
     youtube.key_of(texts)
-    job_id = jobs.running(db, "discovery")
-    if job_id is not None:
-        raise ApiError(409, "Discovery is running already", job_id=job_id)
     artists = db.execute(select(Artist.id, Artist.name).where(Artist.monitored).order_by(Artist.id)).all()
     limit = most(texts) if max_videos is None else max_videos
 
@@ -175,7 +172,7 @@ def start_all(max_videos: int | None = None) -> str:
             events.emit(db, "discovery.completed", result)
         return result
 
-    return jobs.start("discovery", work, artists=len(artists))
+    return jobs.start("discovery", work, busy="Discovery is running already", artists=len(artists))
 
 
 def search(texts: dict, artist_name: str) -> tuple[int, list[tuple]]:

@@ -11,10 +11,10 @@ from threading import Thread
 
 from flask import Flask, current_app, g
 from sqlalchemy import select, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from .audit import audit
-from .db import transaction
+from .db import get_session, transaction
 from .http import ApiError
 from .models import Job, utcnow
 
@@ -28,17 +28,25 @@ GONE = "The process that did the work is gone"
 Report = Callable[[int, str], None]
 
 
-def start(kind: str, work: Callable[[Report], dict], **detail) -> str:
+def start(kind: str, work: Callable[[Report], dict], busy: str = "", **detail) -> str:
     """Begin `work(report)` in a thread with an app context; the id of its row.
+
+    With `busy`, a sentence, there is one such job at a time: raises ApiError 409 with the id of the one that runs.
 
     `work` calls `report(percent, message)` as often as it likes and returns the result for the row. What it raises ends
     the job with a sentence: an ApiError with its own.
     """
     job_id, user = uuid.uuid4().hex, g.get("user")
-    with transaction() as db:
-        end_forgotten(db)
-        db.add(Job(id=job_id, type=kind, created_by=user.id if user else None))
-        audit(db, "jobs.start", f"job:{kind}", **detail)
+    row = Job(id=job_id, type=kind, active_type=kind if busy else None, created_by=user.id if user else None)
+    try:
+        with transaction() as db:
+            end_forgotten(db)
+            refuse_second(db, kind, busy)
+            db.add(row)
+            audit(db, "jobs.start", f"job:{kind}", **detail)
+    except IntegrityError:  # somebody else began it at the same time
+        refuse_second(get_session(), kind, busy)
+        raise
     app = current_app._get_current_object()
     Thread(target=run, args=(app, job_id, work), name=f"job-{kind}", daemon=True).start()
     return job_id
@@ -50,9 +58,15 @@ def running(db, kind: str) -> str | None:
     return db.scalar(select(Job.id).where(Job.type == kind, Job.status.in_(ACTIVE), alive).limit(1))
 
 
+def refuse_second(db, kind: str, busy: str) -> None:
+    job_id = running(db, kind) if busy else None
+    if job_id is not None:
+        raise ApiError(409, busy, job_id=job_id)
+
+
 def end_forgotten(db) -> None:
     forgotten = Job.status.in_(ACTIVE) & (Job.updated_at <= utcnow() - GONE_AFTER)
-    ended = update(Job).where(forgotten).values(status="failed", error=GONE, finished_at=utcnow())
+    ended = update(Job).where(forgotten).values(status="failed", active_type=None, error=GONE, finished_at=utcnow())
     db.execute(ended, execution_options={"synchronize_session": False})
 
 
@@ -70,8 +84,9 @@ def run(app: Flask, job_id: str, work: Callable[[Report], dict]) -> None:
         else:
             progress.percent = 100
             end = {"status": "completed", "result": result}
+        end |= {"progress": progress.percent, "message": progress.message, "active_type": None}
         try:
-            write(job_id, progress=progress.percent, message=progress.message, finished_at=utcnow(), **end)
+            write(job_id, finished_at=utcnow(), **end)
         except Exception:
             app.logger.exception("the end of job %s could not be noted", job_id)
 

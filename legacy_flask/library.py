@@ -133,10 +133,8 @@ def index_library():
         new = [file for file in files if file.path not in known]
         message = f"{len(new)} of {len(files)} files have no row"
         return success(message, files=[intake.file_json(file) for file in new[:MAX_LISTED]], count=len(new))
-    job_id = jobs.running(get_session(), "index")
-    if job_id:
-        raise ApiError(409, "The library is being indexed already", job_id=job_id)
-    return success("The library is being indexed", 202, job_id=jobs.start("index", indexing.index))
+    job_id = jobs.start("index", indexing.index, busy="The library is being indexed already")
+    return success("The library is being indexed", 202, job_id=job_id)
 
 
 @bp.get("/genres")

@@ -311,13 +311,15 @@ class WebhookDelivery(Base):
 
 
 class Job(Base):
-    """Work that goes on after the answer. The row is the truth about it."""
+    """Work that goes on after the answer. The row is the truth about it. `active_type` repeats the type of active work
+    of which there may be one at a time, and is NULL afterwards."""
 
     __tablename__ = "jobs"
-    __table_args__ = (Index(None, "type", "status"), Base.__table_args__)
+    __table_args__ = (Index(None, "type", "status"), UniqueConstraint("active_type"), Base.__table_args__)
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     type: Mapped[str] = mapped_column(String(50))
+    active_type: Mapped[str | None] = mapped_column(String(50))
     status: Mapped[str] = mapped_column(String(20), default="queued", server_default="queued")
     progress: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # percent
     message: Mapped[str] = mapped_column(String(500), default="", server_default="")

@@ -1,6 +1,7 @@
 """Both applications bring the same things into one library at the same time; nobody fails, nothing is there twice."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from flask import Flask
 from sqlalchemy import text
 
 import fastapi_app
+import fastapi_app.jobs
 import fastapi_app.playlists
 import fastapi_app.spotify
 import legacy_flask
+import legacy_flask.jobs
 import legacy_flask.playlists
 import legacy_flask.spotify
 from fastapi_app.db import Db
@@ -124,3 +127,34 @@ async def test_imports_of_playlists_that_share_artists(flask_app: Flask, port: F
     assert [] == [failure for _, failed in answers for failure in failed]
     assert 60 == sum(len(imported) for imported, _ in answers)
     assert [(60, 60)] == run(flask_app, "SELECT count(*), count(DISTINCT spotify_id) FROM artists")
+
+
+async def test_of_work_that_is_busy_while_it_runs_one_is_begun(flask_app: Flask, port: FastAPI) -> None:
+    done = threading.Event()
+
+    def by_flask() -> str:
+        def work(_: Any) -> dict[str, Any]:
+            done.wait(60)
+            return {}
+
+        with flask_app.test_request_context():
+            return str(legacy_flask.jobs.start("discovery", work, busy="Busy"))
+
+    async def by_port() -> str:
+        async def work(_: Any) -> dict[str, Any]:
+            await asyncio.to_thread(done.wait, 60)
+            return {}
+
+        return await fastapi_app.jobs.start(request_of(port), "discovery", work, busy="Busy")
+
+    outcomes = await asyncio.gather(
+        *(asyncio.to_thread(by_flask) for _ in range(EACH)), *(by_port() for _ in range(EACH)), return_exceptions=True
+    )
+    done.set()
+
+    (job_id,) = (outcome for outcome in outcomes if isinstance(outcome, str))
+    refused = [vars(outcome)["payload"] for outcome in outcomes if not isinstance(outcome, str)]
+    assert [{"job_id": job_id}] * (2 * EACH - 1) == refused
+    async with asyncio.timeout(20):
+        while run(flask_app, "SELECT id FROM jobs WHERE finished_at IS NULL OR active_type IS NOT NULL"):
+            await asyncio.sleep(0.01)
