@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, takewhile
 from typing import NamedTuple, Protocol, TypeVar
 
 IN_TITLE = 40  # the artist's name is in the title
@@ -97,11 +98,10 @@ def words(text: str) -> list[str]:
 
 
 def contains(text: Sequence[str], part: Sequence[str]) -> bool:
-    """Whether the words of `part` stand in `text` one after the other, or written as one."""
-    size = len(part)
-    if not size:
-        return False
-    return "".join(part) in text or any(text[at : at + size] == part for at in range(len(text) - size + 1))
+    """Whether the words of `part` are in `text` one after the other; `AC/DC` is `ACDC`."""
+    wanted = "".join(part)
+    runs = (accumulate(text[at:]) for at in range(len(text)))
+    return bool(wanted) and any(wanted in takewhile(lambda run: len(run) <= len(wanted), run) for run in runs)
 
 
 def _without_article(name: list[str]) -> list[str]:
@@ -109,8 +109,8 @@ def _without_article(name: list[str]) -> list[str]:
 
 
 def _owns(artist: Sequence[str], channel: str) -> bool:
-    name = "".join(_without_article(words(channel)))
-    return bool(artist) and name in {"".join(artist) + suffix for suffix in ("", *_OWNERS)}
+    name, owner = ("".join(some).removeprefix("the") for some in (artist, words(channel)))
+    return bool(artist and owner) and owner in {name + suffix for suffix in ("", *_OWNERS)}
 
 
 def _owner(channel: str) -> str:
