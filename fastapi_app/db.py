@@ -133,7 +133,11 @@ class Database:
                 raise self._unavailable(error) from error
             await self._begin(connection)
             yield connection
-            await connection.commit()
+            try:
+                await connection.commit()
+            except BaseException:
+                await connection.rollback()  # or it would go back to the pool as it is
+                raise
         for call in _after_commit.pop(connection, ()):
             call()
 

@@ -115,6 +115,21 @@ async def test_a_transaction_is_undone_when_its_block_raises(database: Database,
 
 
 @EVERYWHERE
+async def test_a_commit_that_fails_leaves_nothing_open(database: Database) -> None:
+    def fail(_: Any) -> None:
+        raise OperationalError("COMMIT", {}, Exception("disk I/O error"))
+
+    event.listen(database.engine.sync_engine, "commit", fail)
+    for _ in range(2 * SIZE):
+        with pytest.raises(OperationalError):
+            await add_in_transaction(database)
+    event.remove(database.engine.sync_engine, "commit", fail)
+
+    await add_in_transaction(database)
+    assert 1 == await Db(database).scalar(COUNT)
+
+
+@EVERYWHERE
 async def test_a_cancelled_transaction_is_undone(database: Database) -> None:
     inside = asyncio.Event()
 
