@@ -89,6 +89,7 @@ class World:
         self.snapshot = Snapshot(self._engines[0], home / "live", home / "keep")
         self._log_file = home / "app.log"
         known = [app.extensions for app in (self._alone, behind)] + [port.state]
+        self._database = port.state.database
         self._forgetful = [here[name] for here in known for name in ("upstream", "spotify")]
         self._gateway, self._flags = _compose(behind, port, home / "state")
         self._runner = asyncio.Runner()
@@ -135,8 +136,10 @@ class World:
             self._runner.run(asyncio.sleep(0.005))  # the port's tasks live in this loop
 
     def _busy(self) -> bool:
+        """The port must not hold a connection either: it may have a lock, which it keeps while its loop stands still."""
         with self._engines[0].connect() as connection:
-            return any(connection.exec_driver_sql(query).scalar() for query in _UNFINISHED)
+            unfinished = any(connection.exec_driver_sql(query).scalar() for query in _UNFINISHED)
+        return unfinished or bool(self._database.statistics()["checked_out"])
 
     def _set(self, settings: Mapping[str, str]) -> None:
         with self._engines[0].execution_options(write=True).begin() as connection:
