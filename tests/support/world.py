@@ -136,7 +136,7 @@ class World:
             self._runner.run(asyncio.sleep(0.005))  # the port's tasks live in this loop
 
     def _busy(self) -> bool:
-        """The port must not hold a connection either: it may have a lock, which it keeps while its loop stands still."""
+        """The port must not hold a connection either: with a lock, which it would keep while its loop stands still."""
         with self._engines[0].connect() as connection:
             unfinished = any(connection.exec_driver_sql(query).scalar() for query in _UNFINISHED)
         return unfinished or bool(self._database.statistics()["checked_out"])
