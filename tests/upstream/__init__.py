@@ -48,7 +48,8 @@ videos, no picture and no biography. Artists in `catalogue.ARTISTS` are spelled 
 | `down` | the connection is closed without an answer |
 | `only` | the other dials act on calls whose path and query contain this text, `offset=100` |
 
-**Calls.** `GET /_calls` lists the last 10 000 as `{service, method, path, query, headers, body}`; `DELETE /_calls` forgets them.
+**Calls.** `GET /_calls` lists the last 10 000 as `{service, method, path, query, headers, body}`; `DELETE /_calls`
+forgets them.
 """
 
 from . import hooks, images, imvdb, lastfm, spotify, wikipedia, youtube
