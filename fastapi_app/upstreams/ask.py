@@ -79,10 +79,15 @@ async def fetch(client: UpstreamClient, url: str, max_bytes: int = MAX_BYTES) ->
 async def post(
     client: UpstreamClient, url: str, content: bytes, headers: Mapping[str, str], timeout_s: float | None = None
 ) -> tuple[int, int]:
-    """The status, whatever it is, and the milliseconds it took. Never repeated or redirected. Raises Unreachable."""
+    """The status, whatever it is, and the milliseconds it took. Never repeated or redirected. Raises Unreachable.
+
+    It does not count for the breaker: targets of many share one origin.
+    """
     began = time.monotonic()
     try:
-        response = await client.request("POST", url, content=content, headers=headers, max_bytes=0, timeout_s=timeout_s)
+        response = await client.request(
+            "POST", url, content=content, headers=headers, max_bytes=0, timeout_s=timeout_s, breaker=False
+        )
     except Unavailable as error:
         raise Unreachable(str(error)) from None
     return response.status_code, round((time.monotonic() - began) * 1000)

@@ -31,7 +31,17 @@ from fastapi_app.containment import refuse
 
 from . import body, guard
 from .breaker import REST_S, Breaker
-from .failures import AddressRefused, CircuitOpen, Timeout, TooBusy, TooLarge, Unavailable
+from .failures import (
+    AddressRefused,
+    CircuitOpen,
+    NoName,
+    NoTrust,
+    Refused,
+    Timeout,
+    TooBusy,
+    TooLarge,
+    Unavailable,
+)
 from .limiter import Limiter, Rate
 from .wires import Wires
 
@@ -61,6 +71,7 @@ class _Call:
     max_bytes: int
     timeout_s: float
     rate: Rate | None
+    breaker: bool
     wires: Wires  # also for its repetitions: none of them goes on in a client that was closed meanwhile
 
 
@@ -135,11 +146,13 @@ class UpstreamClient:
         timeout_s: float | None = None,
         repeat: bool | None = None,
         rate: Rate | None = None,
+        breaker: bool = True,
     ) -> httpx.Response:
         """The answer, whatever its status, with its whole body. `max_bytes` 0: the body is not read at all.
 
-        `repeat` says that a call which is not GET or HEAD may be repeated, or that one which is may not. A header that
-        the caller gives goes to the origin of `url` only. Raises Unavailable, or one of its subclasses; PermissionError
+        `repeat` says that a call which is not GET or HEAD may be repeated, or that one which is may not; without
+        `breaker` the call neither minds the breaker nor counts for it. A header that the caller gives goes to the
+        origin of `url` only. Raises Unavailable, or one of its subclasses; PermissionError
         in a contained request.
         """
         refuse("http", f"{method} {url.partition('?')[0]}")
@@ -153,7 +166,8 @@ class UpstreamClient:
             )
         if auth is not None:
             own["authorization"] = "Basic " + base64.b64encode(":".join(auth).encode(errors="replace")).decode()
-        call = _Call(method, url, HEADERS | own, content, max_bytes, timeout_s or self._timeout_s, rate, self._wires)
+        timeout_s = timeout_s or self._timeout_s
+        call = _Call(method, url, HEADERS | own, content, max_bytes, timeout_s, rate, breaker, self._wires)
         repeat = method in _SAFE if repeat is None else repeat
         for _ in range(1 + REDIRECTS):
             response = await (self._repeated(call) if repeat else self._attempt(call))
@@ -229,18 +243,19 @@ class UpstreamClient:
     async def _attempt(self, call: _Call, *, again: bool = False) -> httpx.Response:
         name = guard.origin(call.url)
         origin = self._origin(name)
-        origin.breaker.check()
+        breaker = origin.breaker if call.breaker else Breaker()
+        breaker.check()
         origin.retries += again
         if call.rate is not None:
             await self._limiter.wait(name, call.rate)
         await call.wires.enter(self._timeout_s)
         try:
-            return await self._observed(call, name, origin)
+            return await self._observed(call, name, origin, breaker)
         finally:
             call.wires.leave()
 
-    async def _observed(self, call: _Call, name: str, origin: Origin) -> httpx.Response:
-        pass_number, well, began = origin.breaker.enter(), None, time.monotonic()
+    async def _observed(self, call: _Call, name: str, origin: Origin, breaker: Breaker) -> httpx.Response:
+        pass_number, well, began = breaker.enter(), None, time.monotonic()
         origin.calls += 1
         origin.in_flight += 1
         try:
@@ -254,7 +269,7 @@ class UpstreamClient:
             raise
         finally:
             took_s = time.monotonic() - began
-            origin.breaker.leave(pass_number, well)
+            breaker.leave(pass_number, well)
             origin.in_flight -= 1
             origin.failures += well is False
             origin.seconds += took_s
@@ -334,4 +349,8 @@ def _failure(error: Exception) -> Unavailable:
         return Timeout()
     if getattr(cause, "errno", None) == errno.EACCES or isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
         return AddressRefused()
-    return Unavailable()
+    if isinstance(cause, aiohttp.ClientConnectorDNSError):
+        return NoName()
+    if isinstance(cause, aiohttp.ClientSSLError):
+        return NoTrust()
+    return Refused() if getattr(cause, "errno", None) == errno.ECONNREFUSED else Unavailable()

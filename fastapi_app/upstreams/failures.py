@@ -2,7 +2,7 @@
 
 
 class Unavailable(Exception):
-    """No answer: nobody there, no name, no TLS, a connection that broke, something that is not HTTP."""
+    """No answer: as below, or a connection that broke, something that is not HTTP."""
 
     sentence = "It cannot be reached"
 
@@ -14,6 +14,24 @@ class Timeout(Unavailable):
     """No complete answer in time."""
 
     sentence = "It did not answer in time"
+
+
+class NoName(Unavailable):
+    """The name of the host leads nowhere."""
+
+    sentence = "Its name cannot be found"
+
+
+class NoTrust(Unavailable):
+    """No TLS, or a certificate that proves nothing."""
+
+    sentence = "Its certificate cannot be trusted"
+
+
+class Refused(Unavailable):
+    """Nobody listens there."""
+
+    sentence = "It refuses connections"
 
 
 class CircuitOpen(Unavailable):

@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import random
+import socket
+import ssl
 import time
 import zlib
 from email.utils import parsedate_to_datetime
@@ -28,7 +30,7 @@ from ..settings import DEFAULTS, as_number
 from . import errors
 from .breaker import REST_S, Breaker
 from .errors import Service
-from .failures import AddressRefused, CircuitOpen, Timeout, TooBusy, TooLarge, Unavailable
+from .failures import AddressRefused, CircuitOpen, NoName, NoTrust, Refused, Timeout, TooBusy, TooLarge, Unavailable
 from .guard import Guard, origin
 from .limiter import Limiter
 
@@ -75,6 +77,7 @@ class Call(NamedTuple):
     max_bytes: int
     timeout_s: float
     per_second: float
+    breaker: bool
 
 
 class Upstream:
@@ -109,16 +112,17 @@ class Upstream:
         timeout_s: float | None = None,
         repeat: bool | None = None,
         per_second: float = 0,
+        breaker: bool = True,
     ) -> Answer:
         """The answer, whatever its status. A dict as `content` is a form; `max_bytes` 0: the body is not read.
 
-        `repeat` says that a call other than GET may be repeated. A header that the caller gives goes to the origin of
-        `url` only. Raises Unavailable, or one of its subclasses.
+        `repeat` says that a call other than GET may be repeated; without `breaker` the call neither minds the breaker
+        nor counts for it. A header that the caller gives goes to the origin of `url` only. Raises Unavailable, or one of its subclasses.
         """
         if params:
             url += ("&" if "?" in url else "?") + urlencode(params, errors="replace")
         timeout_s = timeout_s or self.timeout_s
-        call = Call(method, url, HEADERS | (headers or {}), content, auth, max_bytes, timeout_s, per_second)
+        call = Call(method, url, HEADERS | (headers or {}), content, auth, max_bytes, timeout_s, per_second, breaker)
         attempts = ATTEMPTS if (method == "GET" if repeat is None else repeat) else 1
         for _ in range(1 + REDIRECTS):
             answer = self.repeated(call, attempts)
@@ -148,7 +152,7 @@ class Upstream:
 
     def attempt(self, call: Call) -> Answer:
         name = origin(call.url)
-        breaker = self.breaker(call.url)
+        breaker = self.breaker(call.url) if call.breaker else Breaker()
         breaker.check()
         if call.per_second:
             self.limiter.wait(name, call.per_second)
@@ -189,7 +193,7 @@ class Upstream:
             raise AddressRefused from None
         except (requests.RequestException, HTTPError, OSError, ValueError, zlib.error) as error:
             logger.warning("%s: %s", name, type(error).__name__)
-            raise Unavailable from None
+            raise failure(error) from None
         return Answer(response.status_code, response.headers, body)
 
     def breaker(self, url: str) -> Breaker:
@@ -244,6 +248,16 @@ def guarded(connection: type, guard: Guard) -> type:
             raise failure
 
     return GuardedConnection
+
+
+def failure(error: BaseException) -> Unavailable:
+    """What is behind an error that has been wrapped again and again."""
+    while error is not None:
+        for kind, meaning in ((socket.gaierror, NoName), (ssl.SSLError, NoTrust), (ConnectionRefusedError, Refused)):
+            if isinstance(error, kind):
+                return meaning()
+        error = error.__cause__ or error.__context__
+    return Unavailable()
 
 
 def redirected(call: Call, location: str) -> Call:
@@ -350,10 +364,13 @@ def fetch(url: str, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def post(url: str, content: bytes, headers: dict, timeout_s: float | None = None) -> tuple[int, int]:
-    """The status, whatever it is, and the milliseconds it took. Never repeated or redirected. Raises Unreachable."""
+    """The status, whatever it is, and the milliseconds it took. Never repeated or redirected. Raises Unreachable.
+
+    It does not count for the breaker: targets of many share one origin.
+    """
     began = time.monotonic()
     try:
-        answer = request("POST", url, content=content, headers=headers, max_bytes=0, timeout_s=timeout_s)
+        answer = request("POST", url, content=content, headers=headers, max_bytes=0, timeout_s=timeout_s, breaker=False)
     except Unavailable as error:
         raise Unreachable(str(error)) from None
     return answer.status, round((time.monotonic() - began) * 1000)

@@ -319,6 +319,7 @@ TRYING = [
     tried("no-answer", 502, {"url": HOOK}, {"hooks": {"down": True}}),
     tried("huge-answer", 200, {"url": HOOK}, {"hooks": {"huge_body": True}}),
     tried("nobody-there", 502, {"url": "http://127.0.0.1:1/x"}),
+    tried("no-such-name", 502, {"url": "https://no-such-host.invalid/x"}),
     tried("private-by-name", 502, {"url": "http://ip6-allnodes.localhost.:1/"}),
     tried("url-missing", 400, {"secret": "x"}),
     tried("every-fault", 400, {"url": "file:///etc/passwd", "secret": [1]}),

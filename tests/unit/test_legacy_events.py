@@ -20,7 +20,7 @@ from legacy_flask.db import get_session, transaction
 from legacy_flask.models import Webhook, WebhookDelivery, utcnow
 from tests.support.databases import create_database
 from tests.support.internet import Handler, Host, Say, host
-from tests.support.processes import wait_until
+from tests.support.processes import free_port, wait_until
 
 BUSY = ("pending", "delivering")
 TOLD = {"artist": {"id": 1, "name": "Björk"}}
@@ -148,6 +148,33 @@ def test_a_change_that_is_undone_tells_nobody(app: Flask, target: Host) -> None:
     settled(app)
 
     assert ["artist.created"] == [call.headers["X-Webhook-Event"] for call in target.calls]
+
+
+def test_why_there_is_no_answer_is_told_in_fixed_sentences(tmp_path: Path, target: Host) -> None:
+    target.usual = blocked
+    urls = [target.url, target.url.replace("http:", "https:"), f"http://127.0.0.1:{free_port()}", "http://x.invalid"]
+    with running(tmp_path, UPSTREAM_TIMEOUT_S=0.5) as app, app.app_context():
+        sent = [outbox.send(url, None, "webhook.test", "1", "{}") for url in urls]
+
+    assert [
+        "It did not answer in time",
+        "Its certificate cannot be trusted",
+        "It refuses connections",
+        "Its name cannot be found",
+    ] == [one.error for one in sent]
+
+
+def test_a_target_that_fails_again_and_again_closes_no_door_to_others_of_its_host(app: Flask, target: Host) -> None:
+    target.first = [Say(500)] * 12
+    add_webhook(app, f"{target.url}/broken")
+    tell(app, times=3)
+    settled(app)
+    add_webhook(app, f"{target.url}/well", "video.deleted")
+    tell(app, "video.deleted")
+    sent = settled(app)
+
+    assert ["failed"] * 3 + ["delivered"] * 2 == [row.status for row in sent]
+    assert 14 == len(target.calls)
 
 
 # How often, and in which order

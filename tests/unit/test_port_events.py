@@ -22,7 +22,7 @@ from fastapi_app.models import utcnow, webhook_deliveries, webhooks
 from tests.support.asgi import Lifespan
 from tests.support.databases import create_database
 from tests.support.internet import Handler, Host, Say, host
-from tests.support.processes import wait_until
+from tests.support.processes import free_port, wait_until
 from tests.support.shadowing import Write, known_connections, staged
 
 BUSY, ROWS = ("pending", "delivering"), select(webhook_deliveries).order_by(webhook_deliveries.c.id)
@@ -170,6 +170,35 @@ async def test_a_change_that_is_undone_tells_nobody(app: FastAPI, target: Host) 
     await settled(app)
 
     assert ["artist.created"] == [call.headers["X-Webhook-Event"] for call in target.calls]
+
+
+async def test_why_there_is_no_answer_is_told_in_fixed_sentences(tmp_path: Path, target: Host) -> None:
+    target.usual = blocked
+    urls = [target.url, target.url.replace("http:", "https:"), f"http://127.0.0.1:{free_port()}", "http://x.invalid"]
+    async with running(make_app(tmp_path, UPSTREAM_TIMEOUT_S="0.5")) as app:
+        sent = [await app.state.outbox.send(url, None, "webhook.test", "1", "{}") for url in urls]
+
+    assert [
+        "It did not answer in time",
+        "Its certificate cannot be trusted",
+        "It refuses connections",
+        "Its name cannot be found",
+    ] == [one.error for one in sent]
+
+
+async def test_a_target_that_fails_again_and_again_closes_no_door_to_others_of_its_host(
+    app: FastAPI, target: Host
+) -> None:
+    target.first = [Say(500)] * 12
+    await add_webhook(app, f"{target.url}/broken")
+    await tell(app, times=3)
+    await settled(app)
+    await add_webhook(app, f"{target.url}/well", "video.deleted")
+    await tell(app, "video.deleted")
+    sent = await settled(app)
+
+    assert ["failed"] * 3 + ["delivered"] * 2 == [row.status for row in sent]
+    assert 14 == len(target.calls)
 
 
 # How often, and in which order
