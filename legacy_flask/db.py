@@ -9,10 +9,11 @@ from contextlib import contextmanager
 
 import click
 from flask import Flask, current_app, g
-from sqlalchemy import create_engine, event, text
-from sqlalchemy.engine import Engine, make_url
+from sqlalchemy import UniqueConstraint, create_engine, event, inspect, text
+from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session
+from sqlalchemy.schema import CreateColumn
 
 from .models import Base
 
@@ -49,7 +50,11 @@ def open_engine(database_url: str) -> Engine:
         isolation_level="READ COMMITTED",
         pool_pre_ping=True,
         pool_recycle=1800,
-        connect_args={"charset": "utf8mb4", "init_command": "SET time_zone='+00:00'", "connect_timeout": 5},
+        connect_args={
+            "charset": "utf8mb4",
+            "init_command": "SET time_zone='+00:00', innodb_lock_wait_timeout=10",  # seconds, as with SQLite
+            "connect_timeout": 5,
+        },
         **options,
     )
 
@@ -74,15 +79,38 @@ def create_tables(engine: Engine) -> None:
     try:
         with engine.execution_options(write=True).begin() as connection:
             if engine.dialect.name == "sqlite":
-                Base.metadata.create_all(connection)
+                add_what_is_missing(connection)
             else:
                 connection.execute(text("SELECT GET_LOCK(:name, 30)"), {"name": SCHEMA_LOCK})
-                Base.metadata.create_all(connection)
+                add_what_is_missing(connection)
                 connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": SCHEMA_LOCK})
     except DBAPIError as error:
         where = engine.url.render_as_string(hide_password=True)
         raise StartupError(f"The database {where} cannot be used: {error.orig}") from None
     engine.dispose()  # workers that fork from here open their own connections
+
+
+def add_what_is_missing(connection: Connection) -> None:
+    """Tables; and what those of an older version lack: columns that may be empty or have a default, and indexes."""
+    Base.metadata.create_all(connection)
+    found, quote = inspect(connection), connection.dialect.identifier_preparer.quote
+    for table in Base.metadata.sorted_tables:
+        columns = {column["name"] for column in found.get_columns(table.name)}
+        for column in table.columns:
+            if column.name in columns:
+                continue
+            if not (column.nullable or column.server_default):
+                raise StartupError(f"The database is too old: {table.name}.{column.name} is missing")
+            definition = CreateColumn(column).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {quote(table.name)} ADD COLUMN {definition}")
+        indexes = {index["name"] for index in found.get_indexes(table.name) + found.get_unique_constraints(table.name)}
+        for index in table.indexes:
+            if index.name not in indexes:
+                index.create(connection)
+        for unique in table.constraints:
+            if isinstance(unique, UniqueConstraint) and unique.name not in indexes:
+                names = ", ".join(map(quote, unique.columns.keys()))
+                connection.exec_driver_sql(f"CREATE UNIQUE INDEX {unique.name} ON {quote(table.name)} ({names})")
 
 
 def get_session() -> Session:
