@@ -355,7 +355,6 @@ async def adopt(request: Request, db: Db, fields: Mapping[str, Any], source: str
 async def adopt_picture(request: Request, db: Db, artist_id: int, url: str | None) -> bool:
     """Fetch and keep the picture of an artist. When that fails, what is there already stays."""
     folder = f"thumbnails/artists/{artist_id}"
-    await db.close()
     if not url or not await thumbnails.fetch(request, url, folder):
         return False
     async with db.transaction() as connection:
@@ -374,7 +373,6 @@ async def refresh_artist_metadata(request: Request, artist_id: int, db: DbDep, _
     overwrite = bool(query_flag(query(request), "overwrite"))
     artist = await find_or_404(db, artists, artist_id)
     texts = await settings.texts(db)
-    await db.close()
     found, problems = await _found_elsewhere(request.app.state.upstream, texts, artist, overwrite=overwrite)
     async with db.transaction() as connection:
         row = await find_or_404(connection, artists, artist_id, lock=True)

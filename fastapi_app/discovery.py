@@ -43,7 +43,6 @@ _MONITORED = select(artists.c.id, artists.c.name).where(artists.c.monitored).ord
 async def discover_artists(request: Request, db: DbDep, _: Member) -> Response:
     term = search_term(request)
     texts = await settings.texts(db)
-    await db.close()
     entities = await imvdb.search_entities(request.app.state.upstream, texts, term)
     shown = await _entities_json(db, entities)
     return json_response({"artists": shown, "count": len(shown), "query": term})
@@ -52,7 +51,6 @@ async def discover_artists(request: Request, db: DbDep, _: Member) -> Response:
 @read(router, "/artists/{imvdb_id}", name="discovery.preview_artist")
 async def preview_artist(request: Request, imvdb_id: str, db: DbDep, _: Member) -> Response:
     texts = await settings.texts(db)
-    await db.close()
     entity, found = await imvdb.entity(request.app.state.upstream, texts, imvdb_id)
     known = await _known_videos(db, videos.c.imvdb_id, [video.imvdb_id for video in found])
     shown = [
@@ -80,7 +78,6 @@ async def import_artist(request: Request, db: DbDep, _: Member) -> Response:
     flags = {field: bool(data[field]) for field in ("monitored", "auto_download") if field in data}
     await refuse_duplicates(db, {"imvdb_id": imvdb_id})
     texts = await settings.texts(db)
-    await db.close()
     entity, _videos = await imvdb.entity(request.app.state.upstream, texts, imvdb_id)
     found = {"imvdb_id": imvdb_id, "bio": entity.bio, "thumbnail_url": entity.image}
     fields = name_fields({"name": entity.name}) | found | flags
@@ -115,7 +112,6 @@ async def search_youtube(request: Request, db: DbDep, _: Member) -> Response:
     term, most = search_term(request), query_int(query(request), "max_results")
     limit = 10 if most is None else min(max(most, 1), youtube.AT_ONCE)
     texts = await settings.texts(db)
-    await db.close()
     found = await youtube.search_videos(request.app.state.upstream, texts, term, limit)
     known = await _known_videos(db, videos.c.youtube_id, [video.youtube_id for video in found])
     shown = [_found_json(video, known) for video in found]
@@ -145,7 +141,6 @@ async def discover_for_artist(request: Request, artist_id: int, db: DbDep, _: Me
     """Store the best new videos of an artist as WANTED."""
     artist = await find_or_404(db, artists, artist_id)
     texts = await settings.texts(db)
-    await db.close()
     found, matches = await _search(request.app.state.upstream, texts, artist.name)
     about: dict[str, Any] = {"artist": {"id": artist_id, "name": artist.name}, "found": found, "matched": len(matches)}
 
@@ -170,7 +165,6 @@ async def start_all(request: Request, db: Db, max_videos: int | None = None) -> 
     texts = await settings.texts(db)
     youtube.key_of(texts)
     monitored = (await db.execute(_MONITORED)).all()
-    await db.close()
     limit = _most(texts) if max_videos is None else max_videos
 
     async def work(report: jobs.Report) -> dict[str, Any]:

@@ -314,7 +314,6 @@ async def import_youtube(request: Request, db: DbDep, _: Member) -> Response:
     if artist_id is not None:
         await _artist(db, artist_id)
     texts = await settings.texts(db)
-    await db.close()
     found = await youtube.video(request.app.state.upstream, texts, youtube_id)
 
     async def attempt() -> Response:
@@ -398,7 +397,6 @@ async def refresh_video_metadata(request: Request, video_id: int, db: DbDep, _: 
     overwrite = bool(query_flag(query(request), "overwrite"))
     video = await _find(db, video_id)
     texts = await settings.texts(db)
-    await db.close()
     found, problems = await _found_elsewhere(request.app.state.upstream, texts, video)
     async with db.transaction() as connection:
         row = await find_or_404(connection, videos, video_id, lock=True)
