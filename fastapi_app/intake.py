@@ -7,10 +7,13 @@ and only then the first name goes. Whatever ends this in between, doing it again
 import filecmp
 import logging
 import os
+import re
 import shutil
+import time
 import unicodedata
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,6 +32,9 @@ from .indexing import File, Match, enter, match, new_artist, shown, video_files
 from .organizing import Guess, nfo, numbered, parse_name, problem, target_path
 
 log = logging.getLogger("fastapi_app")
+
+STAGED = re.compile(r"\.([0-9]+)-[0-9a-f]{32}\.part")  # the second name, which begins with its time
+FORGOTTEN_S = 24 * 3600
 
 Identity = tuple[int, int, int, int]
 
@@ -110,9 +116,9 @@ async def organize(
     request: Request, db: Db, files: Sequence[File], *, with_nfo: bool
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What was moved; and what was not, and why. Every file is a transaction of its own."""
-    refuse("files", "organize the downloads")
     moved: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
+    await off_loop(_tidy, request.app.state.settings.library_path)
     for file in files:  # one after the other: who comes first gets the name without a number
         try:
             moved.append(await _bring_in(request, db, file, with_nfo=with_nfo))
@@ -129,7 +135,7 @@ async def organize(
 async def _bring_in(request: Request, db: Db, file: File, *, with_nfo: bool) -> dict[str, Any]:
     config: Settings = request.app.state.settings
     guess = _fit(file)
-    source, staged = config.downloads_path / file.path, config.library_path / f".{uuid.uuid4().hex}.part"
+    source, staged = config.downloads_path / file.path, _staged_path(config.library_path)
     try:
         before = await off_loop(_stage, source, staged)
         entry, about = await _settle(request, db, staged, file, guess)
@@ -141,7 +147,7 @@ async def _bring_in(request: Request, db: Db, file: File, *, with_nfo: bool) -> 
     finally:
         await off_loop(_forget, staged)
     await off_loop(_remove, source, before)
-    written = with_nfo and await off_loop(_write_nfo, config.library_path / entry["target"], about)
+    written = with_nfo and await off_loop(_write_nfo, config.library_path, entry["target"], about)
     return {"file": shown(file.path), **entry, "nfo": written}
 
 
@@ -175,6 +181,20 @@ async def _settle_once(request: Request, db: Db, staged: Path, file: File, guess
 
 
 # In a thread
+
+
+def _staged_path(library: Path) -> Path:
+    return library / f".{int(time.time())}-{uuid.uuid4().hex}.part"
+
+
+def _tidy(library: Path) -> None:
+    """Remove what was left behind when somebody was cut off, long ago."""
+    refuse("files", library)
+    with suppress(OSError):
+        for path in library.iterdir():
+            found = STAGED.fullmatch(path.name)
+            if found and int(found[1]) < time.time() - FORGOTTEN_S:
+                path.unlink(missing_ok=True)
 
 
 def _identity(path: Path) -> Identity:
@@ -234,10 +254,9 @@ def _remove(source: Path, before: Identity) -> None:
         log.exception("an organized file is still in the downloads folder")
 
 
-def _write_nfo(video: Path, content: str) -> bool:
+def _write_nfo(library: Path, video_path: str, content: str) -> bool:
     """Beside the video; one that is there already stays."""
-    target = video.with_suffix(".nfo")
-    staged = target.with_name(f".{uuid.uuid4().hex}.part")
+    target, staged = (library / video_path).with_suffix(".nfo"), _staged_path(library)
     refuse("files", target)
     try:
         staged.write_text(content, encoding="utf-8")

@@ -6,9 +6,12 @@ and only then the first name goes. Whatever ends this in between, doing it again
 
 import filecmp
 import os
+import re
 import shutil
+import time
 import unicodedata
 import uuid
+from contextlib import suppress
 from itertools import count
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +25,9 @@ from .files import inside, rename_new, safe_name
 from .http import ApiError
 from .indexing import File, Match, enter, match, new_artist, shown, video_files
 from .organizing import Guess, nfo, numbered, parse_name, problem, target_path
+
+STAGED = re.compile(r"\.([0-9]+)-[0-9a-f]{32}\.part")  # the second name, which begins with its time
+FORGOTTEN_S = 24 * 3600
 
 
 class Unfit(Exception):
@@ -94,6 +100,7 @@ def target(found: Match, guess: Guess, file: File) -> str:
 def organize(files: list[File], with_nfo: bool) -> tuple[list, list]:
     """What was moved; and what was not, and why. Every file is a transaction of its own."""
     moved, failed = [], []
+    tidy()
     for file in files:
         try:
             moved.append(bring_in(file, with_nfo))
@@ -110,7 +117,7 @@ def bring_in(file: File, with_nfo: bool) -> dict:
     """Raises Unfit."""
     guess = fit(file)
     source = current_app.config["DOWNLOADS_PATH"] / file.path
-    staged = current_app.config["LIBRARY_PATH"] / f".{uuid.uuid4().hex}.part"
+    staged = staged_path()
     try:
         before = identity(source)
         stage(source, staged)
@@ -124,6 +131,19 @@ def bring_in(file: File, with_nfo: bool) -> dict:
         staged.unlink(missing_ok=True)
     remove(source, before)
     return {"file": shown(file.path), **entry, "nfo": with_nfo and write_nfo(entry["target"], about)}
+
+
+def staged_path() -> Path:
+    return current_app.config["LIBRARY_PATH"] / f".{int(time.time())}-{uuid.uuid4().hex}.part"
+
+
+def tidy() -> None:
+    """Remove what was left behind when somebody was cut off, long ago."""
+    with suppress(OSError):
+        for path in current_app.config["LIBRARY_PATH"].iterdir():
+            found = STAGED.fullmatch(path.name)
+            if found and int(found[1]) < time.time() - FORGOTTEN_S:
+                path.unlink(missing_ok=True)
 
 
 def identity(path: Path) -> tuple:
@@ -203,7 +223,7 @@ def remove(source: Path, before: tuple) -> None:
 def write_nfo(video_path: str, content: str) -> bool:
     """Beside the video; one that is there already stays."""
     target = (current_app.config["LIBRARY_PATH"] / video_path).with_suffix(".nfo")
-    staged = target.with_name(f".{uuid.uuid4().hex}.part")
+    staged = staged_path()
     try:
         staged.write_text(content, encoding="utf-8")
         rename_new(staged, target)

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -271,6 +272,14 @@ def test_what_was_cut_off_after_its_row_is_finished_without_a_second_row(side: S
 
     assert [False, False] == [one["created"] for one in moved]
     every_file_has_one_row_and_one_name(side, before)
+
+
+def test_what_was_left_behind_by_one_who_was_cut_off_goes_after_a_day(side: Side) -> None:
+    old, new, others = f".1000000000-{'a' * 32}.part", f".{int(time.time())}-{'b' * 32}.part", ".1000-x.part"
+    fill(side.library, [old, new, others])
+    side.organize()
+
+    assert {new, others} == set(contents(side.library))
 
 
 def test_a_row_whose_file_is_gone_gets_the_new_one(side: Side) -> None:
