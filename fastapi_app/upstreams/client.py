@@ -160,10 +160,8 @@ class UpstreamClient:
             url += ("&" if "?" in url else "?") + urlencode(params, errors="replace")
         own = {name.lower(): value for name, value in (headers or {}).items()}
         if form is not None:
-            content, own["content-type"] = (
-                urlencode(form, errors="replace").encode(),
-                "application/x-www-form-urlencoded",
-            )
+            content = urlencode(form, errors="replace").encode()
+            own["content-type"] = "application/x-www-form-urlencoded"
         if auth is not None:
             own["authorization"] = "Basic " + base64.b64encode(":".join(auth).encode(errors="replace")).decode()
         timeout_s = timeout_s or self._timeout_s
