@@ -1,6 +1,6 @@
 """The log file: warnings and errors of all processes, one line each, without secrets. The admin page shows its end.
 
-A thread writes it: no disk is so busy that the loop would wait for it.
+A thread writes it: no disk is so busy that the loop would wait for it. Of a contained request nothing remains.
 """
 
 import logging
@@ -12,6 +12,8 @@ from queue import SimpleQueue
 from types import TracebackType
 
 from typing_extensions import override
+
+from . import containment
 
 MAX_LINE = 2000  # characters
 
@@ -35,6 +37,7 @@ class LogFile:
         self._handler = QueueHandler(self._queue)
         self._handler.setLevel(logging.WARNING)
         self._handler.setFormatter(Line())
+        self._handler.addFilter(lambda _: containment.current() is None)
         self._listener: QueueListener | None = None
 
     def open(self) -> None:

@@ -45,6 +45,8 @@ def init_app(app: Flask) -> None:
     """The logger is one for all applications of a process: the last one made has the file."""
     path = Path(app.config["LOG_FILE"] or app.config["DATA_PATH"] / "app.log").resolve()
     app.config["LOG_FILE"] = path
+    if app.config["SHADOW"]:
+        return
     try:
         file = LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
