@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from .case import Case, read, write
+from .outside import LISTENING, setting
 from .variants import BROKEN_BODIES
 
 WAITING = "/api/library/preview/"
 JOGA = "Bj%C3%B6rk%20-%20J%C3%B3ga.mp4"
 ABBA = "abba - abba SONG 18.MKV"
-NFO_ON = """INSERT INTO settings (`key`, value, description, is_secret, updated_at)
-VALUES ('organize_nfo', 'true', '', 0, '2026-01-01 12:00:00')"""
+NFO_ON = setting("organize_nfo", "true")
 
 TRAVERSALS = {
     "plain": "../../etc/passwd",
@@ -173,15 +173,17 @@ CASES = [
         ["椎名林檎/丸ノ内サディスティック [aB3-_xYz012].webm"],
         sql=("UPDATE videos SET youtube_id = 'aB3-_xYz012' WHERE id = 2",),
     ),
-    organize("with-nfo", status=207, sql=(NFO_ON,)),
+    organize("with-nfo", status=207, sql=NFO_ON),
     organize(
         "with-nfo-of-a-known-video",
         ["Björk - Jóga.mp4"],
-        sql=(NFO_ON, "UPDATE videos SET file_path = NULL WHERE id = 1"),
+        sql=(*NFO_ON, "UPDATE videos SET file_path = NULL WHERE id = 1"),
     ),
     organize(
         "wanted-twice", [ABBA], sql=("UPDATE videos SET title = 'Abba Song 18', artist_id = 18 WHERE id IN (18, 24)",)
     ),
+    organize("webhook-all", [ABBA, "no artist.mp4"], 207, sql=LISTENING),
+    organize("webhook-nothing-moved", ["no artist.mp4"], 207, sql=LISTENING),
     organize("files-empty", [], 400),
     organize("files-null", status=400, json={"files": None}),
     organize("files-text", status=400, json={"files": ABBA}),
@@ -227,6 +229,7 @@ CASES = [
         ),
         mask=("$.job_id",),
     ),
+    index("webhook-all", sql=LISTENING, mask=("$.job_id",)),
     index("running", 409, sql=(job_row("running", "2036-01-01 12:00:00"),)),
     index("queued", 409, sql=(job_row("queued", "2036-01-01 12:00:00"),)),
     index("forgotten", sql=(job_row("running", "2026-01-01 12:00:00"),), mask=("$.job_id",)),
