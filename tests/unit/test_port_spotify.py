@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+from sqlalchemy.engine import Connection
 
+from fastapi_app import containment
 from fastapi_app.http import ApiError
 from fastapi_app.settings import DEFAULTS
 from fastapi_app.upstreams import spotify as module
@@ -28,6 +30,15 @@ def texts(upstream: Upstream) -> dict[str, str]:
 
 def tokens(upstream: Upstream) -> int:
     return len(upstream.calls("spotify-token"))
+
+
+class Refusing:
+    """The gateway's half of a replay."""
+
+    def attach(self, connection: Connection) -> None: ...
+    def detach(self) -> None: ...
+    def refuse(self, kind: str, what: str) -> NoReturn:
+        raise PermissionError(f"{kind}: {what}")
 
 
 async def refusal(spotify: Spotify, texts: Mapping[str, str]) -> tuple[int, str]:
@@ -111,6 +122,19 @@ async def test_whoever_asked_first_may_leave_and_the_others_get_their_token(
     first.cancel()
     assert await second
     assert (True, 1) == (first.cancelled(), tokens(upstream))
+
+
+async def test_a_replayed_request_neither_asks_for_a_token_nor_waits_for_one(
+    spotify: Spotify, texts: dict[str, str], upstream: Upstream
+) -> None:
+    async def replay() -> None:
+        containment._contained.set(containment.Contained(Refusing()))
+        await spotify.token(texts)
+
+    with pytest.raises(PermissionError):
+        await asyncio.create_task(replay())  # in a context of its own
+    assert [] == upstream.calls()
+    assert await spotify.token(texts)
 
 
 async def test_a_token_that_could_not_be_had_is_asked_for_again(
