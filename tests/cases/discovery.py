@@ -67,7 +67,7 @@ FIND_ARTISTS = [
     entities("address-of-a-file", "q=portishead", 502, sql=setting("imvdb_url", "file:///etc/")),
     entities("address-with-slash", "q=portishead", sql=setting("imvdb_url", "{upstream}/imvdb/")),
     entities("limiter-nonsense", "q=portishead", sql=setting("imvdb_per_second", "many")),
-    entities("key-first", "", 400, sql=setting("imvdb_api_key", "")),
+    entities("query-before-key", "", 400, sql=setting("imvdb_api_key", "")),
     *(entities(name, "q=portishead", status, outside=dials) for name, status, dials in failures("imvdb")),
     *(entities(name, "q=portishead", outside=dials) for name, dials in recovers("imvdb")),
     *(entities(name, "q=portishead", 400, sql=sql) for name, sql in keys("imvdb")),
