@@ -193,7 +193,7 @@ def discover(name: str, home: Path, url: str) -> float:
             while (status := job(database, job_id)) in ("queued", "running"):
                 time.sleep(0.02)
             took = time.perf_counter() - began
-    if status != "finished":
+    if status != "completed":
         sys.exit(f"discovery ended as {status}")
     return took
 

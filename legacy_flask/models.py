@@ -28,8 +28,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 ROLES = ("readonly", "user", "manager", "admin")  # low to high
 VIDEO_STATUSES = ("WANTED", "DOWNLOADING", "DOWNLOADED", "IGNORED", "FAILED", "MONITORED")
-JOB_STATUSES = ("queued", "running", "finished", "failed", "cancelled")
-DELIVERY_STATUSES = ("pending", "delivering", "delivered", "failed")
 DOWNLOAD_STATUSES = ("pending", "queued", "downloading", "paused", "completed", "failed", "cancelled")
 
 Timestamp = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
