@@ -28,7 +28,7 @@ router = APIRouter(prefix="/api/discovery", tags=["discovery"])
 
 MAX_QUERY = 200  # characters
 ATTEMPTS = 5  # at storing, when others store the same videos for other artists
-AT_ONCE = 50  # artists that are looked up at the same time
+AT_ONCE = 100  # artists that are looked up at the same time
 
 Matches = Sequence[tuple[int, youtube.FoundVideo]]  # score and video, the best first
 Note = Callable[[AsyncConnection, list[dict[str, Any]]], Awaitable[None]]

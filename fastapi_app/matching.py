@@ -2,7 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import lru_cache
 from itertools import accumulate, takewhile
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -25,6 +26,8 @@ _DASH = re.compile(r"\s+[-–—]+\s+")  # noqa: RUF001  # all kinds of dashes
 _BRACKETS = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
 _TAIL = re.compile(r"\s+official(?:\s+(?:music|lyrics?|hd|4k|video|audio|clip))*\s*$", re.IGNORECASE)
 _GUEST = re.compile(r"\s+(?:feat\b|ft\b|featuring\s).*", re.IGNORECASE)
+_WORD = re.compile(r"\w+")
+_APOSTROPHES = re.compile("['’]")  # noqa: RUF001
 _SIGNS = "-–—|()[]:&+,."  # noqa: RUF001
 _OWNERS = ("vevo", "topic", "official", "officialchannel", "music", "tv")
 _SAYING_SO = {"official", "officiel", "oficial"}
@@ -87,28 +90,31 @@ def split_title(full: str, channel: str = "") -> tuple[str | None, str]:
     return artist or None, title.strip().strip('"“”').strip() or plain
 
 
-def words(text: str) -> list[str]:
+@lru_cache(4096)
+def words(text: str) -> tuple[str, ...]:
     """In small letters without accents and apostrophes; signs are words only where they stand alone: `!!!`."""
-    plain = unicodedata.normalize("NFKD", text.replace("'", "").replace("’", "")).casefold()  # noqa: RUF001
-    plain = "".join(char for char in plain if not unicodedata.combining(char))
+    plain = _APOSTROPHES.sub("", text).casefold()
+    if not plain.isascii():
+        plain = unicodedata.normalize("NFKD", plain)
+        plain = "".join(char for char in plain if not unicodedata.combining(char)).casefold()
     found: list[str] = []
     for chunk in plain.split():
-        found += re.findall(r"\w+", chunk) or ([chunk] if chunk.strip(_SIGNS) else [])
-    return found
+        found += _WORD.findall(chunk) or ([chunk] if chunk.strip(_SIGNS) else [])
+    return tuple(found)
 
 
-def contains(text: Sequence[str], part: Sequence[str]) -> bool:
+def contains(text: tuple[str, ...], part: tuple[str, ...]) -> bool:
     """Whether the words of `part` are in `text` one after the other; `AC/DC` is `ACDC`."""
     wanted = "".join(part)
     runs = (accumulate(text[at:]) for at in range(len(text)))
     return bool(wanted) and any(wanted in takewhile(lambda run: len(run) <= len(wanted), run) for run in runs)
 
 
-def _without_article(name: list[str]) -> list[str]:
+def _without_article(name: tuple[str, ...]) -> tuple[str, ...]:
     return name[1:] if len(name) > 1 and name[0] == "the" else name
 
 
-def _owns(artist: Sequence[str], channel: str) -> bool:
+def _owns(artist: tuple[str, ...], channel: str) -> bool:
     name, owner = ("".join(some).removeprefix("the") for some in (artist, words(channel)))
     return bool(artist and owner) and owner in {name + suffix for suffix in ("", *_OWNERS)}
 

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from functools import lru_cache
 from itertools import accumulate, takewhile
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ DASH = re.compile(r"\s+[-–—]+\s+")  # all kinds of dashes
 BRACKETS = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
 TAIL = re.compile(r"\s+official(?:\s+(?:music|lyrics?|hd|4k|video|audio|clip))*\s*$", re.IGNORECASE)
 GUEST = re.compile(r"\s+(?:feat\b|ft\b|featuring\s).*", re.IGNORECASE)
+WORD = re.compile(r"\w+")
+APOSTROPHES = re.compile("['’]")
 SIGNS = "-–—|()[]:&+,."
 OWNERS = ("vevo", "topic", "official", "officialchannel", "music", "tv")
 SAYING_SO = {"official", "officiel", "oficial"}
@@ -70,28 +73,31 @@ def split_title(full: str, channel: str = "") -> tuple[str | None, str]:
     return artist or None, title.strip().strip('"“”').strip() or plain
 
 
-def words(text: str) -> list[str]:
+@lru_cache(4096)
+def words(text: str) -> tuple[str, ...]:
     """In small letters without accents and apostrophes; signs are words only where they stand alone: `!!!`."""
-    plain = unicodedata.normalize("NFKD", text.replace("'", "").replace("’", "")).casefold()
-    plain = "".join(char for char in plain if not unicodedata.combining(char))
+    plain = APOSTROPHES.sub("", text).casefold()
+    if not plain.isascii():
+        plain = unicodedata.normalize("NFKD", plain)
+        plain = "".join(char for char in plain if not unicodedata.combining(char)).casefold()
     found: list[str] = []
     for chunk in plain.split():
-        found += re.findall(r"\w+", chunk) or ([chunk] if chunk.strip(SIGNS) else [])
-    return found
+        found += WORD.findall(chunk) or ([chunk] if chunk.strip(SIGNS) else [])
+    return tuple(found)
 
 
-def contains(text: list[str], part: list[str]) -> bool:
+def contains(text: tuple[str, ...], part: tuple[str, ...]) -> bool:
     """Whether the words of `part` are in `text` one after the other; `AC/DC` is `ACDC`."""
     wanted = "".join(part)
     runs = (accumulate(text[at:]) for at in range(len(text)))
     return bool(wanted) and any(wanted in takewhile(lambda run: len(run) <= len(wanted), run) for run in runs)
 
 
-def without_article(name: list[str]) -> list[str]:
+def without_article(name: tuple[str, ...]) -> tuple[str, ...]:
     return name[1:] if len(name) > 1 and name[0] == "the" else name
 
 
-def owns(artist: list[str], channel: str) -> bool:
+def owns(artist: tuple[str, ...], channel: str) -> bool:
     name, owner = ("".join(some).removeprefix("the") for some in (artist, words(channel)))
     return bool(artist and owner) and owner in {name + suffix for suffix in ("", *OWNERS)}
 

@@ -7,6 +7,7 @@ from typing import Any
 from .errors import Service, nonsense
 
 _DURATION = re.compile(r"P(?:(\d{1,4})D)?(?:T(?:(\d{1,4})H)?(?:(\d{1,6})M)?(?:(\d{1,8})S)?)?", re.ASCII)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ADDRESS = re.compile(r"https?://\S+")
 
 
@@ -26,7 +27,7 @@ def records(service: Service, value: Any) -> list[dict[str, Any]]:
 
 def text(value: Any, limit: int) -> str | None:
     """A text that a database takes, without white space at its ends, cut to `limit`; None for an empty one."""
-    if not isinstance(value, str) or any("\ud800" <= char <= "\udfff" for char in value):
+    if not isinstance(value, str) or _SURROGATE.search(value):
         return None
     return value.strip()[:limit].strip() or None
 

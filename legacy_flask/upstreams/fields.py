@@ -5,6 +5,7 @@ import re
 from .errors import Service, nonsense
 
 DURATION = re.compile(r"P(?:(\d{1,4})D)?(?:T(?:(\d{1,4})H)?(?:(\d{1,6})M)?(?:(\d{1,8})S)?)?", re.ASCII)
+SURROGATE = re.compile("[\ud800-\udfff]")
 ADDRESS = re.compile(r"https?://\S+")
 
 
@@ -24,7 +25,7 @@ def records(service: Service, value) -> list[dict]:
 
 def text(value, limit: int) -> str | None:
     """A text that a database takes, without white space at its ends, cut to `limit`; None for an empty one."""
-    if not isinstance(value, str) or any("\ud800" <= char <= "\udfff" for char in value):
+    if not isinstance(value, str) or SURROGATE.search(value):
         return None
     return value.strip()[:limit].strip() or None
 
