@@ -44,7 +44,7 @@ class Wanted(NamedTuple):
 
 
 def ranked(wanted: Wanted, found: list, threshold: float) -> list[tuple]:
-    """Scores and candidates with `threshold` or more, the best first. A candidate has `title`, `channel`, `year`, `duration`."""
+    """Scores and candidates with `threshold` or more, the best first; these have `title`, `channel`, `year`, `duration`."""
     scored = [(score(wanted, candidate), candidate) for candidate in found]
     return sorted((match for match in scored if match[0] >= threshold), key=lambda match: -match[0])
 
