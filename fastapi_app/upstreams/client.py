@@ -152,8 +152,7 @@ class UpstreamClient:
 
         `repeat` says that a call which is not GET or HEAD may be repeated, or that one which is may not; without
         `breaker` the call neither minds the breaker nor counts for it. A header that the caller gives goes to the
-        origin of `url` only. Raises Unavailable, or one of its subclasses; PermissionError
-        in a contained request.
+        origin of `url` only. Raises Unavailable, or one of its subclasses; PermissionError in a contained request.
         """
         refuse("http", f"{method} {url.partition('?')[0]}")
         if params:

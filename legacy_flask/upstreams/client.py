@@ -117,7 +117,8 @@ class Upstream:
         """The answer, whatever its status. A dict as `content` is a form; `max_bytes` 0: the body is not read.
 
         `repeat` says that a call other than GET may be repeated; without `breaker` the call neither minds the breaker
-        nor counts for it. A header that the caller gives goes to the origin of `url` only. Raises Unavailable, or one of its subclasses.
+        nor counts for it. A header that the caller gives goes to the origin of `url` only. Raises Unavailable, or one
+        of its subclasses.
         """
         if params:
             url += ("&" if "?" in url else "?") + urlencode(params, errors="replace")

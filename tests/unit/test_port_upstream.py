@@ -18,6 +18,7 @@ from fastapi_app.config import StartupError
 from fastapi_app.containment import Containment
 from fastapi_app.upstreams.ask import fetch, post
 from fastapi_app.upstreams.client import CircuitOpen, Rate, TooBusy, Unavailable, UpstreamClient
+from fastapi_app.upstreams.limiter import ASK_AGAIN_S, Limiter
 from tests.support.asgi import ask
 from tests.support.internet import Handler, Host, Say, host
 from tests.support.redis_server import redis_server
@@ -206,6 +207,18 @@ async def test_redis_that_dies_amid_calls_stops_none_of_them(there: Host, tmp_pa
         assert await dying == [200] * 200
         assert await calls(50) == [200] * 50
     await client.aclose()
+
+
+async def test_one_call_asks_whether_redis_is_back_and_the_others_do_not_wait_for_it(there: Host) -> None:
+    limiter = Limiter(f"redis://127.0.0.1:{there.server_port}/0")  # which is none, but counts who comes
+    await limiter.wait("a", Rate(1000))
+    assert there.connections == 1
+
+    await asyncio.sleep(ASK_AGAIN_S)
+    await asyncio.gather(*(limiter.wait("a", Rate(1000)) for _ in range(20)))
+
+    assert there.connections == 2
+    await limiter.aclose()
 
 
 # --- contained requests ------------------------------------------------------------------------------------------
