@@ -38,7 +38,12 @@ _KNOWN = (
     .order_by(videos.c.id.desc())
 )
 _BY_YOUTUBE_ID = select(videos).where(videos.c.youtube_id == bindparam("youtube_id"))
-_BY_FILE = select(videos).where(videos.c.file_path == bindparam("file_path")).order_by(videos.c.id).limit(1)
+_BY_FILE = (
+    select(videos)
+    .where(videos.c.artist_id == bindparam("artist_id"), videos.c.file_path == bindparam("file_path"))
+    .order_by(videos.c.id)
+    .limit(1)
+)
 _ARTIST = select(artists).where(artists.c.id == bindparam("artist_id"))
 _VIDEO = select(videos).where(videos.c.id == bindparam("video_id"))
 _OF_ARTIST = select(videos).where(videos.c.artist_id == bindparam("artist_id")).order_by(videos.c.id)
@@ -200,8 +205,8 @@ async def enter(
 
     `fields` has its `file_path`. Path, size and status are set; what else is known already stays.
     """
-    own = (await connection.execute(_BY_FILE, {"file_path": fields["file_path"]})).first()
-    video = own or found.video
+    own = {"artist_id": artist.id, "file_path": fields["file_path"]}
+    video = (await connection.execute(_BY_FILE, own)).first() or found.video
     fields = {"year": guess.year, **fields}
     if video is None:
         known = (await connection.execute(_BY_YOUTUBE_ID, {"youtube_id": guess.youtube_id})).first()

@@ -170,8 +170,8 @@ def enter(db, found: Match, artist: Artist, guess: Guess, fields: dict) -> tuple
 
     `fields` has its `file_path`. Path, size and status are set; what else is known already stays.
     """
-    own = db.scalar(select(Video).where(Video.file_path == fields["file_path"]).order_by(Video.id).limit(1))
-    video = own or found.video
+    own = select(Video).where(Video.artist_id == artist.id, Video.file_path == fields["file_path"])
+    video = db.scalar(own.order_by(Video.id).limit(1)) or found.video
     created = video is None
     if created:
         known = db.scalar(select(Video.id).where(Video.youtube_id == guess.youtube_id))
