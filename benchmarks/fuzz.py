@@ -6,7 +6,9 @@ No benchmark of speed: the last result is kept like one, so that everybody sees 
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,21 +24,25 @@ from .harness import Plan, save, table
 
 REQUESTS = 20_000
 BATCH = 200  # sequences of one seed
+DATABASES = ("sqlite", "mariadb")
 FIRST_SEED = 1000  # the tests have those below
 
 
 def main(plan: Plan) -> None:
     wanted = (REQUESTS if plan.keep else 200) // 2
-    results = {}
-    for name in ("sqlite", "mariadb"):
-        with world(name) as here:
-            results[name] = examine(here, wanted)
+    with ProcessPoolExecutor() as processes:
+        results = dict(zip(DATABASES, processes.map(ask_both, DATABASES, repeat(wanted)), strict=True))
     rows = [[name, *(str(result[part]) for part in ("requests", "sequences", "endpoints", "different", "seconds"))]
             for name, result in results.items()]  # fmt: skip
     table("Both sides asked the same", ["", "requests", "sequences", "endpoints", "different", "seconds"], rows)
     for result in results.values():
         print("\n\n".join(result["examples"]))
     save("fuzz", plan, results)
+
+
+def ask_both(database: str, wanted: int) -> dict[str, Any]:
+    with world(database) as here:
+        return examine(here, wanted)
 
 
 @contextmanager
