@@ -84,11 +84,11 @@ def create_app() -> FastAPI:
     app.state.outbox = Outbox(
         database, app.state.upstream, timeout_s=config.upstream_timeout_s, backoff_s=config.upstream_backoff_s
     )
-    app.state.signer = Signer(config.secret_key)
+    app.state.signer = Signer(config.secret_key, config.secret_key_fallbacks)
     app.router.default = not_found
     app.add_middleware(
         Frame,
-        cookie=SessionCookie(config.secret_key, secure=config.secure_cookies),
+        cookie=SessionCookie(config.secret_key, config.secret_key_fallbacks, secure=config.secure_cookies),
         secure=config.secure_cookies,
     )
     app.state.gateway_shadow = declaration(database.engine)

@@ -201,10 +201,15 @@ async def count_attempt(request: Request, db: Db, username: str) -> None:
 
     Raises ApiError 429 beyond the limit.
     """
-    async with db.transaction() as connection:
-        address, account = f"ip:{client_address(request)}", f"user:{username}"
-        wait = await _reserve(connection, address, MAX_FAILURES_PER_ADDRESS, ADDRESS_WINDOW)
-        wait = wait or await _reserve(connection, account, MAX_FAILURES_PER_ACCOUNT, ACCOUNT_WINDOW)
+    address, account = f"ip:{client_address(request)}", f"user:{username}"
+    while True:
+        try:
+            async with db.transaction() as connection:
+                wait = await _reserve(connection, address, MAX_FAILURES_PER_ADDRESS, ADDRESS_WINDOW)
+                wait = wait or await _reserve(connection, account, MAX_FAILURES_PER_ACCOUNT, ACCOUNT_WINDOW)
+            break
+        except IntegrityError:
+            continue  # somebody else was the first under this name: going on with his row would end in a deadlock
     if wait:
         retry_after = str(int(wait.total_seconds()) + 1)
         raise ApiError(429, "Too many failed sign-ins. Try again later", {"retry-after": retry_after})
@@ -227,24 +232,22 @@ async def _reserve(connection: AsyncConnection, key: str, limit: int, window: ti
 
 
 async def _locked_attempt(connection: AsyncConnection, key: str) -> tuple[datetime, int]:
+    """Window and count of the row, which is made when it is missing. Raises IntegrityError when somebody else does."""
     row = (await connection.execute(_ATTEMPT, {"name": key})).first()
-    if row is None:
-        try:
-            async with connection.begin_nested():
-                await connection.execute(insert(login_attempts).values(key=key, window_start=utcnow(), count=0))
-        except IntegrityError:  # somebody else was quicker
-            pass
-        row = (await connection.execute(_ATTEMPT, {"name": key})).one()
-    window_start, count = row
-    return window_start, count
+    if row is not None:
+        window_start, count = row
+        return window_start, count
+    window_start = utcnow()
+    await connection.execute(insert(login_attempts).values(key=key, window_start=window_start, count=0))
+    return window_start, 0
 
 
 async def forget_attempts(connection: AsyncConnection, request: Request, username: str) -> None:
     """The password was right: the account starts afresh, the address gets this attempt back."""
-    await connection.execute(delete(login_attempts).where(login_attempts.c.key == f"user:{username}"))
-    address = login_attempts.c.key == f"ip:{client_address(request)}"
+    address = login_attempts.c.key == f"ip:{client_address(request)}"  # locked in the order of `count_attempt`
     counted = update(login_attempts).where(address, login_attempts.c.count > 0)
     await connection.execute(counted.values(count=login_attempts.c.count - 1))
+    await connection.execute(delete(login_attempts).where(login_attempts.c.key == f"user:{username}"))
 
 
 # Small things

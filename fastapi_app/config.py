@@ -52,7 +52,7 @@ class Settings:
         data = _folder(env.get("DATA_PATH") or ROOT / "data")
         library = _folder(env.get("LIBRARY_PATH") or ROOT / "library")
         secret_key = env.get("SECRET_KEY") or _stored_secret(data / "secret_key")
-        fallbacks = tuple(filter(None, map(str.strip, env.get("SECRET_KEY_FALLBACKS", "").split(","))))
+        fallbacks = tuple(env.get("SECRET_KEY_FALLBACKS", "").replace(",", " ").split())
         if min(map(len, (secret_key, *fallbacks))) < MIN_SECRET_LENGTH:
             raise StartupError(f"SECRET_KEY is too short: at least {MIN_SECRET_LENGTH} characters")
         try:

@@ -77,13 +77,14 @@ class Database:
             self.engine = _open_engine(parsed, pool_size, max_overflow, wait_s)
         except ModuleNotFoundError as error:
             raise DatabaseUnavailable(f"DATABASE_URL needs {error.name}, which is not installed") from None
-        self._writing = self.engine.execution_options(write=True)
+        self._writing = self.engine.execution_options()
         self._contained = self.engine
         if self.engine.dialect.name != "sqlite":
             self._contained = self.engine.execution_options(isolation_level=ISOLATION)  # no autocommit, as was promised
         self._gate = Gate(pool_size, max_overflow, wait_s)
         self._holding: set[asyncio.Task[Any] | None] = set()
         self._opened = self._errors = self._reconnects = 0
+        event.listen(self._writing.sync_engine, "begin", _begin)  # listeners cost each statement of their engine
         event.listen(self.engine.sync_engine, "connect", self._note_opened)
         event.listen(self.engine.sync_engine, "handle_error", self._translate)
 
@@ -299,7 +300,7 @@ def _open_engine(url: URL, pool_size: int, max_overflow: int, wait_s: float) -> 
     }
     if url.get_backend_name() == "sqlite":
         engine = create_async_engine(url.set(drivername="sqlite+aiosqlite"), **options)
-        begin, configure, in_transaction = "BEGIN IMMEDIATE", _configure_sqlite, lambda driver: driver.in_transaction
+        configure, in_transaction = _configure_sqlite, lambda driver: driver.in_transaction
     elif url.get_backend_name() in ("mysql", "mariadb"):
         engine = create_async_engine(
             url.set(drivername=_MYSQL_DRIVERS.get(url.drivername, "mysql+aiomysql")),
@@ -312,11 +313,10 @@ def _open_engine(url: URL, pool_size: int, max_overflow: int, wait_s: float) -> 
             },
             **options,
         )
-        begin, configure, in_transaction = "BEGIN", _configure_mysql, lambda driver: driver.get_transaction_status()
+        configure, in_transaction = _configure_mysql, lambda driver: driver.get_transaction_status()
     else:
         raise DatabaseUnavailable("DATABASE_URL must begin with sqlite: or mysql:")
     event.listen(engine.sync_engine, "connect", configure)
-    event.listen(engine.sync_engine, "begin", partial(_begin, begin))
     engine.dialect.do_rollback = partial(_roll_back, in_transaction)  # type: ignore[method-assign]
     return engine
 
@@ -345,9 +345,8 @@ def _configure_mysql(connection: Any, _record: object) -> None:
     connection.autocommit(True)
 
 
-def _begin(statement: str, connection: Connection) -> None:
-    if connection.get_execution_options().get("write", False):
-        connection.exec_driver_sql(statement)
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.dialect.name == "sqlite" else "BEGIN")
 
 
 def _roll_back(in_transaction: Callable[[Any], bool], connection: Any) -> None:

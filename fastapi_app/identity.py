@@ -16,7 +16,7 @@ from sqlalchemy import bindparam, exists, or_, select, update
 from sqlalchemy.exc import OperationalError
 
 from .cookies import read_cookie
-from .db import DatabaseUnavailable, Db, DbDep
+from .db import DatabaseUnavailable, Db
 from .http import ApiError
 from .jwts import ACCESS, Claims
 from .models import ROLES, revoked_tokens, user_sessions, users, utcnow
@@ -49,11 +49,12 @@ class SignIn(NamedTuple):
     token: str
 
 
-async def current_user(request: Request, db: DbDep) -> SignIn | None:
+async def current_user(request: Request) -> SignIn | None:
     """Who is signed in: by session cookie, and only without one by token, for tokens are new and cookies are not.
 
     A cookie that no longer stands for a session is dropped; a bearer that is not valid is not made good by a cookie.
     """
+    db = Db(request.app.state.database)
     who = await _by_session(request, db)
     if who is None:
         claims = request.app.state.signer.verify(bearer_of(request) or read_cookie(request, ACCESS_COOKIE), ACCESS)
@@ -62,11 +63,9 @@ async def current_user(request: Request, db: DbDep) -> SignIn | None:
     return who
 
 
-Anybody = Annotated[SignIn | None, Depends(current_user)]
-
-
-async def login_required(request: Request, who: Anybody) -> SignIn:
+async def login_required(request: Request) -> SignIn:
     """401 without a sign-in; 403 for an unsafe request that may come from another site."""
+    who = await current_user(request)
     if who is None:
         raise ApiError(401, "Authentication required", code="AUTH_REQUIRED", login_url="/login")
     safe = request.method in SAFE_METHODS or not sent_unasked(request)
@@ -75,10 +74,11 @@ async def login_required(request: Request, who: Anybody) -> SignIn:
     return who
 
 
-def role_required(role: str) -> Callable[[SignIn], Coroutine[Any, Any, SignIn]]:
+def role_required(role: str) -> Callable[[Request], Coroutine[Any, Any, SignIn]]:
     """Like `login_required`, for users of this role and the higher ones."""
 
-    async def check(who: LoggedIn) -> SignIn:
+    async def check(request: Request) -> SignIn:
+        who = await login_required(request)
         if not has_role(who, role):
             forbid()
         return who
@@ -86,6 +86,7 @@ def role_required(role: str) -> Callable[[SignIn], Coroutine[Any, Any, SignIn]]:
     return check
 
 
+Anybody = Annotated[SignIn | None, Depends(current_user)]
 LoggedIn = Annotated[SignIn, Depends(login_required)]
 Reader = Annotated[SignIn, Depends(role_required("readonly"))]
 Member = Annotated[SignIn, Depends(role_required("user"))]
@@ -195,10 +196,15 @@ def host_of(request: Request) -> str:
 
 
 def csrf_token_given(request: Request, session_token: str) -> bool:
-    expected = csrf_token(request, session_token)
-    return hmac.compare_digest(request.headers.get("x-csrf-token", "").encode(), expected.encode())
+    settings = request.app.state.settings
+    given = request.headers.get("x-csrf-token", "").encode()
+    keys = (settings.secret_key, *settings.secret_key_fallbacks)
+    return any(hmac.compare_digest(given, _csrf_token(key, session_token).encode()) for key in keys)
 
 
 def csrf_token(request: Request, session_token: str) -> str:
-    key: str = request.app.state.settings.secret_key
+    return _csrf_token(request.app.state.settings.secret_key, session_token)
+
+
+def _csrf_token(key: str, session_token: str) -> str:
     return hmac.new(key.encode(), b"csrf:" + session_token.encode(), hashlib.sha256).hexdigest()

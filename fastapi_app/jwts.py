@@ -1,11 +1,17 @@
 """Access and refresh tokens: JWTs signed with SECRET_KEY by HS256 and nothing else.
 
+The header `kid` says with which key, so that the key can be changed: the new one signs, those of SECRET_KEY_FALLBACKS
+verify until their tokens have expired. The gateway's short-lived ones have no `kid`: they are of the present key.
+
 `sub` is the user's id as text, `sid` the token of the sign-in (its row in `user_sessions` decides), `family` what a
 refresh token and its successors have in common, `jti` names the token in `revoked_tokens`.
 """
 
+import hashlib
+import hmac
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +36,11 @@ class Claims:
 
 
 class Signer:
-    """Mints and verifies with one key."""
+    """Mints with one key and verifies with it or an earlier one."""
 
-    def __init__(self, key: str) -> None:
-        self._key = key
+    def __init__(self, key: str, fallbacks: Sequence[str] = ()) -> None:
+        self._key, self._kid = key, key_id(key)
+        self._keys = {key_id(one): one for one in (*fallbacks, key)}
 
     def mint(self, kind: str, user_id: int, session_token: str, family: str) -> str:
         now = int(time.time())
@@ -47,17 +54,23 @@ class Signer:
             "iat": now,
             "exp": now + LIFETIME_S[kind],
         }
-        return jwt.encode(payload, self._key, "HS256", {"typ": kind})
+        return jwt.encode(payload, self._key, "HS256", {"typ": kind, "kid": self._kid})
 
     def verify(self, token: str, kind: str) -> Claims | None:
         """None for anything that is not a token of that kind, signed here and still valid."""
         if not token or len(token) > MAX_LENGTH:
             return None
         try:
-            decoded = jwt.decode_complete(token, self._key, ["HS256"], _OPTIONS, audience=AUDIENCE, issuer=ISSUER)
+            key = self._keys[jwt.get_unverified_header(token).get("kid", self._kid)]
+            decoded = jwt.decode_complete(token, key, ["HS256"], _OPTIONS, audience=AUDIENCE, issuer=ISSUER)
             return _read(decoded["header"], decoded["payload"], kind)
-        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        except (jwt.PyJWTError, KeyError, ValueError, TypeError, RecursionError):
             return None
+
+
+def key_id(key: str) -> str:
+    """What names a key and says nothing about it."""
+    return hmac.new(key.encode(), b"kid", hashlib.sha256).hexdigest()[:16]
 
 
 def _read(header: dict[str, Any], payload: dict[str, Any], kind: str) -> Claims | None:

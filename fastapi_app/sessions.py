@@ -6,7 +6,10 @@ that JSON does not know; they pass through here as they are.
 
 import hashlib
 import json
+import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from fastapi import Request
@@ -16,6 +19,7 @@ from .cookies import drop_cookie, set_cookie
 
 COOKIE = "mv_session"
 LIFETIME = timedelta(hours=24)
+REMEMBERED = 1024  # cookies that need not be verified or signed again: a page asks for many things at once
 
 
 class Session:
@@ -50,24 +54,33 @@ def session_of(request: Request) -> Session:
 class SessionCookie:
     """Reads the cookie of a request and writes that of its answer."""
 
-    def __init__(self, secret_key: str, *, secure: bool) -> None:
+    def __init__(self, secret_key: str, fallbacks: Sequence[str] = (), *, secure: bool) -> None:
+        """`secret_key` signs; what one of the `fallbacks` has signed is read as well."""
         self._secure = secure
         self._serializer = URLSafeTimedSerializer(
-            secret_key,
+            [*fallbacks, secret_key],
             salt="cookie-session",
             serializer=_CompactJSON,
             signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha1},
         )
+        self._opened = lru_cache(REMEMBERED)(self._open)
+        self._signed = lru_cache(REMEMBERED)(self._sign)
 
     def read(self, value: str) -> Session:
         """An empty session for a value that is absent, forged, damaged or older than 24 hours."""
         if not value:
             return Session({})
         try:
-            values = self._serializer.loads(value, max_age=int(LIFETIME.total_seconds()))
+            values, signed_at = self._opened(value)
         except BadData:
             return Session({})
-        return Session(values if isinstance(values, dict) else {})
+        fresh = isinstance(values, dict) and 0 <= int(time.time()) - signed_at <= LIFETIME.total_seconds()
+        return Session(dict(values) if fresh else {})
+
+    def _open(self, value: str) -> tuple[Any, float]:
+        """What was signed, and when. Raises BadData."""
+        values, signed_at = self._serializer.loads(value, return_timestamp=True)
+        return values, signed_at.timestamp()
 
     def headers(self, session: Session) -> list[tuple[bytes, bytes]]:
         """What an answer says about the session; a permanent one is refreshed with every answer."""
@@ -82,8 +95,13 @@ class SessionCookie:
         return headers
 
     def _write(self, session: Session) -> str:
-        expires = datetime.now(UTC) + LIFETIME if session.values.get("_permanent") else None
-        value = self._serializer.dumps(session.values)
+        return self._signed(_CompactJSON.dumps(session.values), int(time.time()))
+
+    def _sign(self, text: str, now: int) -> str:
+        """The whole header: the same for all answers of one second."""
+        values = _CompactJSON.loads(text)
+        expires = datetime.fromtimestamp(now, UTC) + LIFETIME if values.get("_permanent") else None
+        value = self._serializer.dumps(values)
         return set_cookie(COOKIE, value, expires=expires, secure=self._secure, http_only=True)
 
 

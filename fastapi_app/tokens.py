@@ -22,7 +22,6 @@ from .db import Db, DbDep
 from .http import ApiError, is_json, json_body, json_response, success
 from .identity import (
     ACCESS_COOKIE,
-    Anybody,
     SignIn,
     csrf_token_given,
     find_by_claims,
@@ -42,7 +41,7 @@ _SPENT = select(revoked_tokens.c.expires_at).where(revoked_tokens.c.jti == bindp
 
 
 @router.post("", name="token")
-async def token(request: Request, db: DbDep, who: Anybody) -> Response:
+async def token(request: Request, db: DbDep) -> Response:
     """Tokens for `username` and `password`, or without them for the sign-in that the request already has.
 
     With `"cookies": true` they are put into cookies that scripts cannot read, and not into the body.
@@ -51,7 +50,7 @@ async def token(request: Request, db: DbDep, who: Anybody) -> Response:
     if "username" in data or "password" in data:
         user, session_token, _ = await sign_in(request, db, data, replace=False)
     else:
-        user, session_token = await login_required(request, who)
+        user, session_token = await login_required(request)
     return _answer(request, user, session_token, secrets.token_hex(16), cookies=bool(data.get("cookies")))
 
 

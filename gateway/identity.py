@@ -31,7 +31,7 @@ from .keys import own_secret
 from .model import Backend
 from .sessions import Sessions
 from .settings import IdentitySettings, Settings
-from .tokens import Tokens, bearer_of, signing_key, without_scheme
+from .tokens import Tokens, bearer_of, signing_keys, without_scheme
 
 __all__ = ["Identity", "IdentityBridge", "own_secret"]
 
@@ -125,7 +125,7 @@ class _Exchange:
         if not isinstance(flask_app, Flask):
             raise ConfigError("[tool.gateway.identity] needs a legacy application that is a Flask object")
         claims = ClaimMap(settings.claims)
-        self._tokens = Tokens(settings, signing_key(flask_app, settings.key), claims)
+        self._tokens = Tokens(settings, signing_keys(flask_app, settings.key), claims)
         self._sessions = Sessions(flask_app, claims)
         self._token_cookie = settings.token_cookie
         if self._token_cookie == self._sessions.cookie_name:

@@ -2,7 +2,8 @@
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import jwt
@@ -23,15 +24,16 @@ MAX_TOKEN_BYTES = 8192
 class Tokens:
     """Access tokens, of others and of our own making. Raises ConfigError for a lifetime or key that makes none."""
 
-    def __init__(self, settings: IdentitySettings, key: bytes, claims: ClaimMap) -> None:
-        self._settings, self._key, self._claims = settings, key, claims
+    def __init__(self, settings: IdentitySettings, keys: Sequence[bytes], claims: ClaimMap) -> None:
+        """The first of the `keys` signs; all verify."""
+        self._settings, self._keys, self._claims = settings, keys, claims
         self._verified: Cache[str, Claims] = Cache(1024)
         self._minted: Cache[tuple[str | int, ...], bytes] = Cache(4096)
         self._options: Any = {"require": ["exp", *claims.names], "verify_aud": bool(settings.audience)}
         if settings.lifetime_s < 1:
             raise ConfigError(f"identity.lifetime_s: expected at least 1 second, not {settings.lifetime_s}")
         try:
-            jwt.encode({}, key, "HS256")
+            jwt.encode({}, keys[0], "HS256")
         except jwt.PyJWTError as error:
             raise ConfigError(f"the key of the tokens cannot be used for HS256: {error}") from None
 
@@ -50,7 +52,7 @@ class Tokens:
         payload = {**claims, **{name: value for name, value in about.items() if value}}
         payload |= {"iat": now, "exp": now + self._settings.lifetime_s, "jti": secrets.token_hex(16)}
         headers = {"typ": "at+jwt"} | ({"kid": self._settings.kid} if self._settings.kid else {})
-        return jwt.encode(payload, self._key, "HS256", headers)
+        return jwt.encode(payload, self._keys[0], "HS256", headers)
 
     def verify(self, token: str) -> Claims | None:
         """What an access token says; None for anything that is not one, however odd."""
@@ -67,10 +69,7 @@ class Tokens:
 
     def _check(self, token: str) -> tuple[Claims, float]:
         """Claims and seconds until expiry. Raises."""
-        issuer, audience, kid = self._settings.issuer or None, self._settings.audience or None, self._settings.kid
-        decoded = jwt.decode_complete(
-            token, self._key, ["HS256"], self._options, audience=audience, issuer=issuer, leeway=LEEWAY_S
-        )
+        decoded, kid = self._decode(token), self._settings.kid
         header, payload = decoded["header"], decoded["payload"]
         claims, left_s = self._claims.of_token(payload), payload["exp"] - time.time()
         if claims is None or left_s <= 0 or not _is_access_token(header, payload):
@@ -78,6 +77,13 @@ class Tokens:
         if kid and header.get("kid", kid) != kid:
             raise jwt.InvalidTokenError
         return claims, left_s
+
+    def _decode(self, token: str) -> dict[str, Any]:
+        about: Any = {"audience": self._settings.audience or None, "issuer": self._settings.issuer or None}
+        for key in self._keys:
+            with suppress(jwt.InvalidSignatureError):
+                return jwt.decode_complete(token, key, ["HS256"], self._options, leeway=LEEWAY_S, **about)
+        raise jwt.InvalidSignatureError
 
 
 def _is_access_token(header: Mapping[str, Any], payload: Mapping[str, Any]) -> bool:
@@ -88,20 +94,21 @@ def _is_access_token(header: Mapping[str, Any], payload: Mapping[str, Any]) -> b
     return all(str(kind).lower() in ("access", "access_token", "bearer", "jwt", "at+jwt") for kind in kinds)
 
 
-def signing_key(app: Flask, configured: str) -> bytes:
-    """The key of the tokens: as configured, else the application's own.
+def signing_keys(app: Flask, configured: str) -> list[bytes]:
+    """The key of the tokens: as configured, else the application's own, and after it those that it had before.
 
     Raises ConfigError when there is none, or when any key that signs sessions or tokens can be guessed.
     """
+    fallbacks = app.config.get("SECRET_KEY_FALLBACKS") or ()
     keys = [("GATEWAY_IDENTITY_KEY", configured), ("the Flask application's SECRET_KEY", app.secret_key)]
-    keys += [("one of SECRET_KEY_FALLBACKS", key) for key in app.config.get("SECRET_KEY_FALLBACKS") or ()]
+    keys += [("one of SECRET_KEY_FALLBACKS", key) for key in fallbacks]
     for name, key in keys:
         if key:
             refuse_weak(_bytes(key), name)
     signs_sessions = type(app.session_interface) is SecureCookieSessionInterface
     if not app.secret_key and (signs_sessions or not configured):
         raise ConfigError("the Flask application has no SECRET_KEY, so its sessions cannot be verified; set one")
-    return _bytes(configured or app.secret_key or "")
+    return [_bytes(key) for key in ((configured,) if configured else (app.secret_key or "", *fallbacks))]
 
 
 def _bytes(key: str | bytes) -> bytes:

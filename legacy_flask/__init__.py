@@ -42,7 +42,7 @@ def create_app(config: dict | None = None) -> Flask:
     app.config.update(DATA_PATH=data, LIBRARY_PATH=library_root, DOWNLOADS_PATH=downloads)
     app.config["DATABASE_URL"] = app.config["DATABASE_URL"] or f"sqlite:///{data / 'app.sqlite3'}"
     app.config["SECRET_KEY"] = app.config["SECRET_KEY"] or stored_secret(data / "secret_key")
-    if len(app.config["SECRET_KEY"]) < 32:
+    if any(len(key) < 32 for key in (app.config["SECRET_KEY"], *app.config["SECRET_KEY_FALLBACKS"])):
         raise db.StartupError("SECRET_KEY is too short: at least 32 characters")
     app.config["RESTART_COMMAND"] = words(app.config["RESTART_COMMAND"])
     logs.init_app(app)
@@ -59,6 +59,7 @@ def defaults() -> dict:
     return {
         "DATABASE_URL": os.environ.get("DATABASE_URL", ""),
         "SECRET_KEY": os.environ.get("SECRET_KEY", ""),
+        "SECRET_KEY_FALLBACKS": os.environ.get("SECRET_KEY_FALLBACKS", "").replace(",", " ").split(),  # earlier ones
         "DATA_PATH": os.environ.get("DATA_PATH") or ROOT / "data",
         "LIBRARY_PATH": os.environ.get("LIBRARY_PATH") or ROOT / "library",
         "DOWNLOADS_PATH": os.environ.get("DOWNLOADS_PATH", ""),  # where files wait to be organized

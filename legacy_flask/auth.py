@@ -143,13 +143,14 @@ def same_origin() -> bool:
 
 
 def csrf_token_given() -> bool:
-    expected = csrf_token(session["session_token"])
-    return hmac.compare_digest(request.headers.get("X-CSRF-Token", "").encode(), expected.encode())
+    given = request.headers.get("X-CSRF-Token", "").encode()
+    keys = [current_app.config["SECRET_KEY"], *current_app.config["SECRET_KEY_FALLBACKS"]]
+    return any(hmac.compare_digest(given, csrf_token(session["session_token"], key).encode()) for key in keys)
 
 
-def csrf_token(session_token: str) -> str:
-    key = current_app.config["SECRET_KEY"].encode()
-    return hmac.new(key, b"csrf:" + session_token.encode(), hashlib.sha256).hexdigest()
+def csrf_token(session_token: str, key: str | None = None) -> str:
+    key = key or current_app.config["SECRET_KEY"]
+    return hmac.new(key.encode(), b"csrf:" + session_token.encode(), hashlib.sha256).hexdigest()
 
 
 # --- routes ------------------------------------------------------------------------------------------------------
@@ -290,10 +291,15 @@ def revoke(db, *which) -> int:
 
 def count_attempt(username: str) -> None:
     """Count a failure before the password is looked at, so that many guesses at once gain nothing. 429 beyond the limit."""
-    with transaction() as db:
-        wait = reserve(db, f"ip:{client_address()}", MAX_FAILURES_PER_ADDRESS, ADDRESS_WINDOW) or reserve(
-            db, f"user:{username}", MAX_FAILURES_PER_ACCOUNT, ACCOUNT_WINDOW
-        )
+    while True:
+        try:
+            with transaction() as db:
+                wait = reserve(db, f"ip:{client_address()}", MAX_FAILURES_PER_ADDRESS, ADDRESS_WINDOW) or reserve(
+                    db, f"user:{username}", MAX_FAILURES_PER_ACCOUNT, ACCOUNT_WINDOW
+                )
+            break
+        except IntegrityError:
+            continue  # somebody else was the first under this name: going on with his row would end in a deadlock
     if wait:
         retry_after = str(int(wait.total_seconds()) + 1)
         raise ApiError(429, "Too many failed sign-ins. Try again later", {"Retry-After": retry_after})
@@ -316,20 +322,17 @@ def reserve(db, key: str, limit: int, window: timedelta) -> timedelta:
 def locked_attempt(db, key: str) -> LoginAttempt:
     row = db.get(LoginAttempt, key, with_for_update=True)
     if row is None:
-        try:
-            with db.begin_nested():
-                row = LoginAttempt(key=key, window_start=utcnow(), count=0)
-                db.add(row)
-        except IntegrityError:  # somebody else was quicker
-            row = db.get(LoginAttempt, key, with_for_update=True)
+        row = LoginAttempt(key=key, window_start=utcnow(), count=0)
+        db.add(row)
+        db.flush()
     return row
 
 
 def forget_attempts(db, username: str) -> None:
     """The password was right: the account starts afresh, the address gets this attempt back."""
-    db.execute(delete(LoginAttempt).where(LoginAttempt.key == f"user:{username}"))
-    address = LoginAttempt.key == f"ip:{client_address()}"
+    address = LoginAttempt.key == f"ip:{client_address()}"  # locked in the order of `count_attempt`
     db.execute(update(LoginAttempt).where(address, LoginAttempt.count > 0).values(count=LoginAttempt.count - 1))
+    db.execute(delete(LoginAttempt).where(LoginAttempt.key == f"user:{username}"))
 
 
 # --- small things ------------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from fastapi import FastAPI
 from sqlalchemy import insert, text
 
 from fastapi_app import create_app
+from fastapi_app.db import Database
 from fastapi_app.identity import token_hash
-from fastapi_app.jwts import ACCESS, AUDIENCE, ISSUER, Signer
+from fastapi_app.jwts import ACCESS, AUDIENCE, ISSUER, REFRESH, Signer, key_id
 from fastapi_app.models import user_sessions, users, utcnow
 from fastapi_app.passwords import hash_password
 from fastapi_app.sessions import LIFETIME
@@ -169,6 +170,15 @@ async def test_of_twenty_refreshes_at_once_one_succeeds_and_its_successor_works(
     assert 200 == (await refresh(app, successor["refresh_token"])).status
 
 
+@ON_BOTH
+async def test_of_twenty_refreshes_by_two_workers_one_succeeds(app: FastAPI) -> None:
+    token = (await tokens(app))["refresh_token"]
+    other = create_app()
+    async with Lifespan(other):
+        answers = await asyncio.gather(*(refresh((app, other)[n % 2], token) for n in range(20)))
+    assert [200] + [401] * 19 == sorted(answer.status for answer in answers)
+
+
 async def test_a_spent_token_that_returns_later_ends_its_family_and_its_sign_in(app: FastAPI) -> None:
     stolen, other = await tokens(app), await tokens(app)
     successor = json.loads((await refresh(app, stolen["refresh_token"])).body)
@@ -255,21 +265,36 @@ async def test_a_session_counts_whatever_else_the_client_sends_as_authorization(
     assert "alice" == await (await browser(app)).whoami(**bearer("junk"))
 
 
-def signed(key: str = SECRET, typ: str = ACCESS, **changes: Any) -> str:
+def signed(
+    key: str = SECRET, typ: str = ACCESS, algorithm: str = "HS256", header: dict[str, Any] | None = None, **changes: Any
+) -> str:
+    """Even what the library refuses to sign."""
     now = int(time.time())
     claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "1", "sid": "x", "jti": "j", "iat": now, "exp": now + 60} | changes
     claims = {name: value for name, value in claims.items() if value is not None}
-    payload = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(
-        b"="
-    )  # even what the library refuses to sign
-    header = base64.urlsafe_b64encode(json.dumps({"alg": "HS256", "typ": typ}).encode()).rstrip(b"=")
-    digest = jwt.get_algorithm_by_name("HS256").sign(header + b"." + payload, key.encode())
-    return (header + b"." + payload + b"." + base64.urlsafe_b64encode(digest).rstrip(b"=")).decode()
+    parts = [{"alg": algorithm, "typ": typ} | (header or {}), claims]
+    text = b".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts)
+    digest = jwt.get_algorithm_by_name(algorithm).sign(text, key.encode())
+    return (text + b"." + base64.urlsafe_b64encode(digest).rstrip(b"=")).decode()
 
 
 HOSTILE = {
     "none": jwt.encode({"sub": "1", "sid": "x"}, None, "none"),
+    "none, signed": signed(header={"alg": "none"}),
+    "HS512 with our key": signed(algorithm="HS512"),
+    "RS256 in name": signed(header={"alg": "RS256"}),
+    "several algorithms": signed(header={"alg": ["HS256"]}),
     "another key": signed(key="t" * 32),
+    "an unknown kid": signed(header={"kid": "0" * 16}),
+    "the kid of another key": signed(header={"kid": key_id("t" * 32)}),
+    "another key and its kid": signed(key="t" * 32, header={"kid": key_id("t" * 32)}),
+    "another key and our kid": signed(key="t" * 32, header={"kid": key_id(SECRET)}),
+    "a path as kid": signed(key="", header={"kid": "../../../../dev/null"}),
+    "SQL as kid": signed(header={"kid": "' UNION SELECT 'key' --"}),
+    "a list as kid": signed(header={"kid": ["a"]}),
+    "null as kid": signed(header={"kid": None}),
+    "a key of its own": signed(key="t" * 32, header={"jwk": {"kty": "oct", "k": "dHR0dA"}, "jku": "http://evil.test/"}),
+    "something critical": signed(header={"crit": ["x"], "x": 1}),
     "expired": signed(exp=1),
     "without expiry": signed(exp=None),
     "another issuer": signed(iss="else"),
@@ -282,7 +307,8 @@ HOSTILE = {
     "an object as sign-in": signed(sid={"a": 1}),
     "without sign-in": signed(sid=None),
     "a list as name": signed(jti=["a"]),
-    "from the future": signed(nbf=2**40),
+    "not valid yet": signed(nbf=2**40),
+    "issued in the future": signed(iat=2**40),
     "not finite": signed(exp=float("inf")),
     "long": "a" * 60_000,
     "three dots": "...",
@@ -299,6 +325,21 @@ async def test_a_hostile_token_is_nobody_and_never_an_error(app: FastAPI, token:
     assert "alice" == await Client(app).whoami(**bearer(signed()))  # only the token is at fault
     assert await Client(app).whoami(**bearer(token)) is None
     assert 401 == (await refresh(app, token)).status
+
+
+async def test_a_refresh_token_in_the_cookie_of_access_tokens_is_nobody(app: FastAPI) -> None:
+    client = Client(app)
+    client.cookies["access_token"] = (await tokens(app))["refresh_token"]
+    assert await client.whoami() is None
+
+
+async def test_a_bearer_of_one_counts_before_the_cookie_of_another(app: FastAPI) -> None:
+    """Nobody's browser added the header by itself; the cookie may be a left-over."""
+    client = Client(app)
+    client.cookies["access_token"] = (await tokens(app, "bob"))["access_token"]
+    assert "bob" == await client.whoami()
+    assert "alice" == await client.whoami(**bearer((await tokens(app))["access_token"]))
+    assert await client.whoami(**bearer("junk")) is None
 
 
 async def test_neither_kind_of_token_does_the_work_of_the_other(app: FastAPI) -> None:
@@ -326,6 +367,108 @@ async def test_a_role_counts_from_the_next_request_on(app: FastAPI) -> None:
     assert 403 == (await client("GET", "/api/users/")).status
     await sql(app, "UPDATE users SET role = 'admin' WHERE username = 'alice'")
     assert 200 == (await client("GET", "/api/users/")).status
+
+
+@pytest.mark.parametrize("role", ["", "superadmin", "ADMIN", "Admin ", "readonly,admin"])
+async def test_a_role_that_does_not_exist_may_do_nothing(app: FastAPI, role: str) -> None:
+    client = await browser(app)
+    await sql(app, f"UPDATE users SET role = '{role}'")
+    assert [403, 403] == [(await client("GET", path)).status for path in ("/api/users/", "/api/artists/")]
+    assert "alice" == await client.whoami()
+
+
+# Keys that change
+
+OLD, NEW = "o" * 40, "n" * 40
+
+
+def test_a_token_names_its_key_and_says_nothing_about_it() -> None:
+    header = jwt.get_unverified_header(Signer(OLD).mint(ACCESS, 1, "sid", "family"))
+    assert {"alg": "HS256", "typ": ACCESS, "kid": key_id(OLD)} == header
+    assert 2 == len({key_id(OLD), key_id(NEW)})
+    assert OLD[:4] not in key_id(OLD)
+
+
+@pytest.mark.parametrize("kind", [ACCESS, REFRESH])
+def test_an_earlier_key_verifies_and_never_signs(kind: str) -> None:
+    old, both, new = Signer(OLD), Signer(NEW, [OLD]), Signer(NEW)
+    for signer, known in ((old, [old, both]), (both, [both, new]), (new, [both, new])):
+        token = signer.mint(kind, 1, "sid", "family")
+        assert [one in known for one in (old, both, new)] == [bool(one.verify(token, kind)) for one in (old, both, new)]
+
+
+async def test_nobody_is_signed_out_by_a_new_key(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, bought = await browser(app), await tokens(app)
+    monkeypatch.setenv("SECRET_KEY", NEW)
+    monkeypatch.setenv("SECRET_KEY_FALLBACKS", f"{OLD}, {SECRET}")
+    changed = create_app()
+    async with Lifespan(changed):
+        client._app = changed
+        assert 201 == (await client(*CHANGE, x_csrf_token=client.cookies["csrf_token"])).status
+        assert "alice" == await Client(changed).whoami(**bearer(bought["access_token"]))
+        successor = json.loads((await refresh(changed, bought["refresh_token"])).body)
+        assert "alice" == await client.whoami()
+    monkeypatch.delenv("SECRET_KEY_FALLBACKS")
+    later = create_app()
+    async with Lifespan(later):
+        client._app = later
+        assert "alice" == await client.whoami()  # the cookie was signed again with every answer
+        assert "alice" == await Client(later).whoami(**bearer(successor["access_token"]))
+        assert await Client(later).whoami(**bearer(bought["access_token"])) is None
+
+
+async def test_workers_without_a_configured_key_share_the_one_that_was_made(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SECRET_KEY")
+    first, second = create_app(), create_app()
+    token = first.state.signer.mint(ACCESS, 1, "sid", "")
+    assert second.state.signer.verify(token, ACCESS)
+    for one in (first, second):
+        await one.state.database.dispose()
+
+
+# Without the database, or a part of it
+
+
+@pytest.mark.parametrize("credential", ["cookie", "bearer", "token cookie", "none"])
+async def test_without_the_database_nobody_is_let_in(app: FastAPI, credential: str) -> None:
+    """503, and nothing that signs in or out: whoever was signed in still is when it is back."""
+    client, bought = await browser(app), await tokens(app)
+    jar = {"cookie": client.cookies, "token cookie": {"access_token": bought["access_token"]}}.get(credential, {})
+    headers = SAME_SITE | (bearer(bought["access_token"]) if credential == "bearer" else {})
+    working, app.state.database = app.state.database, Database("mysql://nobody@127.0.0.1:1/x")
+    password = {"username": "alice", "password": PASSWORD}
+    asked = {
+        ("GET", "/api/users/me"): None,
+        ("GET", "/auth/check"): None,
+        ("GET", "/auth/session"): None,
+        ("POST", "/auth/logout"): None,
+        ("POST", "/auth/login"): password,
+        ("POST", "/auth/token"): password,
+        ("POST", "/auth/token/refresh"): {"refresh_token": bought["refresh_token"]},
+        ("POST", "/auth/token/revoke"): {"refresh_token": bought["refresh_token"]},
+    }
+    public = {"/auth/check"} if credential == "none" else set()
+    for (method, path), body in asked.items():
+        client.cookies = dict(jar)
+        answer = await client(method, path, body, **headers)
+        if credential == "none" and path in ("/api/users/me", "/auth/session", "/auth/logout"):
+            assert 401 == answer.status
+        elif path not in public:
+            assert (503, b'{"error":"The database is not available"}\n') == (answer.status, answer.body), path
+        assert not any("_token=" in cookie for cookie in answer.get_all("set-cookie"))
+    app.state.database = working
+    client.cookies = dict(jar)
+    assert (credential != "none") == (await client.whoami(**headers) == "alice")
+
+
+async def test_without_the_list_of_revoked_tokens_no_token_is_believed(app: FastAPI) -> None:
+    client, bought = await browser(app), await tokens(app)
+    await sql(app, "DROP TABLE revoked_tokens")
+    assert 503 == (await Client(app)("GET", "/api/users/me", **bearer(bought["access_token"]))).status
+    assert 503 == (await refresh(app, bought["refresh_token"])).status
+    assert "alice" == await client.whoami()
 
 
 # Requests that another site may have caused

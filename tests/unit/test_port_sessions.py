@@ -1,11 +1,13 @@
 """The session cookie: Flask and the port read what the other wrote, and say the same about it."""
 
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-from flask import Flask, session
+from flask import Flask
+from flask import session as flask_session
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from werkzeug.http import dump_cookie
@@ -36,17 +38,17 @@ def flask_app(secure: bool = False) -> Flask:
 
     @app.get("/read")
     def read() -> str:
-        return str(session.get("user_id"))
+        return str(flask_session.get("user_id"))
 
     @app.get("/write")
     def write() -> str:
-        session.permanent = True
-        session["user_id"], session["session_token"] = 7, "token"
+        flask_session.permanent = True
+        flask_session["user_id"], flask_session["session_token"] = 7, "token"
         return ""
 
     @app.get("/clear")
     def clear() -> str:
-        session.clear()
+        flask_session.clear()
         return ""
 
     return app
@@ -146,8 +148,55 @@ def test_the_answer_says_what_flask_says(path: str, sent: str, secure: bool) -> 
 
 
 def without_time(headers: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """`Expires` of a cookie that lives is now and 24 hours: on both sides, but not in the same microsecond."""
-    return [(n, [p[:20] if p.startswith(" Expires=") else p for p in v.split(";")]) for n, v in headers]
+    """Flask takes the time of `Expires` from another clock."""
+    return [(n, [" Expires" if p.startswith(" Expires=") else p for p in v.split(";")]) for n, v in headers]
+
+
+def test_the_browser_is_told_to_keep_it_for_24_hours() -> None:
+    cookie = SessionCookie(SECRET, secure=False)
+    header = next(v for n, v in cookie.headers(cookie.read(FORGED)) if n == b"set-cookie").decode()
+    told = parsedate_to_datetime(header.partition("Expires=")[2].partition(";")[0])
+    assert 24 * 3600 == pytest.approx((told - datetime.now(UTC)).total_seconds(), abs=30)
+
+
+def test_a_cookie_that_was_read_before_still_ends() -> None:
+    cookie = SessionCookie(SECRET, secure=False)
+    assert cookie.read(FORGED).values
+    with patch("time.time", return_value=datetime.now(UTC).timestamp() + 25 * 3600):
+        assert {} == cookie.read(FORGED).values
+
+
+def test_what_one_request_does_to_its_session_no_other_sees() -> None:
+    cookie = SessionCookie(SECRET, secure=False)
+    cookie.read(FORGED).values["user_id"] = 2
+    assert 1 == cookie.read(FORGED).get("user_id")
+
+
+def test_the_cookie_changes_with_the_second_and_with_its_content() -> None:
+    cookie = SessionCookie(SECRET, secure=False)
+    written = set()
+    for second in (1_700_000_000, 1_700_000_001):
+        for user_id in (1, 2):
+            session = Session({})
+            session.start(user_id, "t")
+            with patch("time.time", return_value=second):
+                written.add(value_of(cookie.headers(session)))
+    assert 4 == len(written)
+
+
+# Keys that change
+
+OLD, NEW = "o" * 32, "n" * 32
+
+
+def test_a_cookie_of_an_earlier_key_is_read_and_written_with_the_new_one() -> None:
+    session = Session({})
+    session.start(7, "token")
+    old = value_of(SessionCookie(OLD, secure=False).headers(session))
+    changed = SessionCookie(NEW, (SECRET, OLD), secure=False)
+    fresh = value_of(changed.headers(changed.read(old)))
+    assert 7 == changed.read(old).get("user_id")
+    assert (7, None) == tuple(SessionCookie(key, secure=False).read(fresh).get("user_id") for key in (NEW, OLD))
 
 
 # Cookies

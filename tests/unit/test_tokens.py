@@ -144,3 +144,25 @@ async def test_a_foreign_key_id_is_refused_when_one_is_configured() -> None:
         claims = jwt.decode(token_of(7), options={"verify_signature": False})
         token = jwt.encode(claims, KEY, "HS256", {"kid": kid})
         assert user == (await browser.get(Backend.LEGACY, "/me", ("authorization", f"Bearer {token}")))["user"]
+
+
+async def test_a_token_of_an_earlier_key_is_believed_and_the_present_one_signs() -> None:
+    app = legacy_app(SECRET_KEY_FALLBACKS=["x2" + KEY, KEY])
+    app.secret_key = "x1" + KEY
+    browser = Browser(app)
+    for key in (KEY, "x1" + KEY, "x2" + KEY):
+        bearer = ("authorization", f"Bearer {token_of(7, key=key.encode())}")
+        assert 7 == (await browser.get(Backend.LEGACY, "/me", bearer))["user"]
+    bearer = ("authorization", f"Bearer {token_of(7, key=('x3' + KEY).encode())}")
+    assert (await browser.get(Backend.LEGACY, "/me", bearer))["user"] is None
+    await browser.get(Backend.LEGACY, "/login/7")
+    await browser.get(Backend.FASTAPI, "/me")
+    token = dict(browser.presented["headers"])[b"authorization"].split()[1]
+    assert "7" == jwt.decode(token, "x1" + KEY, ["HS256"], audience="music-api")["sub"]
+
+
+async def test_a_key_of_the_tokens_own_has_no_earlier_ones() -> None:
+    browser = Browser(legacy_app(SECRET_KEY_FALLBACKS=["x2" + KEY]), replace(IDENTITY, key="x1" + KEY))
+    for key, user in (("x1" + KEY, 7), ("x2" + KEY, None), (KEY, None)):
+        bearer = ("authorization", f"Bearer {token_of(7, key=key.encode())}")
+        assert user == (await browser.get(Backend.LEGACY, "/me", bearer))["user"]
