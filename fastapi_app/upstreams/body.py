@@ -9,19 +9,14 @@ from typing_extensions import override
 
 from .failures import TooLarge
 
-_OF_THE_TRANSPORT = ("content-encoding", "content-length", "transfer-encoding")
-
 
 async def read(response: httpx.Response, max_bytes: int) -> None:
     """Read it and close the response, whatever happens; 0 reads nothing at all.
 
     Raises TooLarge, httpx.HTTPError and zlib.error.
     """
-    coding = response.headers.get("content-encoding", "").strip().lower()
+    coding = response.headers.pop("content-encoding", "").strip().lower()  # httpx unpacks nothing then
     response.stream = _Bounded(cast("httpx.AsyncByteStream", response.stream), coding, max_bytes)
-    for name in _OF_THE_TRANSPORT:
-        if name in response.headers:
-            del response.headers[name]
     try:
         await response.aread()
     finally:

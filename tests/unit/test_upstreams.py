@@ -674,6 +674,14 @@ def test_this_machine_is_not_asked_however_it_is_spelled(make: Make, there: Host
     assert there.connections == 0
 
 
+@pytest.mark.parametrize(
+    "spelling", ["127.1:{port}", "2130706433:{port}", "0x7f.1:{port}", "user@127.0.0.1:{port}", ":@127.0.0.1:{port}"]
+)
+def test_what_is_refused_even_where_private_addresses_are_allowed(side: Side, there: Host, spelling: str) -> None:
+    assert side.request("GET", f"http://{spelling}/".replace("{port}", str(there.server_port))) == "AddressRefused"
+    assert there.connections == 0
+
+
 PRIVATE = """
 0.0.0.0 0.1.2.3 10.0.0.1 10.255.255.255 100.64.0.1 127.0.0.1 127.255.0.1 169.254.169.254 172.16.0.1 172.31.9.9
 192.0.0.1 192.0.2.1 192.168.1.1 198.18.0.1 198.51.100.1 203.0.113.1 224.0.0.1 239.1.1.1 240.0.0.1 255.255.255.255 ::
