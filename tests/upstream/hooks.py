@@ -10,7 +10,8 @@ _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 async def hook(request: Request) -> Response:
     kind, _, status = request.path_params["name"].partition("-")
-    return PlainTextResponse("ok\n", int(status) if kind == "status" and status.isdecimal() else 200)
+    code = int(status) if kind == "status" and status.isdecimal() else 200
+    return Response(status_code=code) if code in (204, 304) else PlainTextResponse("ok\n", code)
 
 
 app = Starlette(routes=[Route("/{name}", hook, methods=_METHODS)])
