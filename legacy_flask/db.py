@@ -132,4 +132,7 @@ def transaction():
 def close_session(_error=None) -> None:
     session = g.pop("session", None)
     if session is not None:
-        session.close()
+        try:
+            session.close()
+        except DBAPIError:  # the server is gone, and perhaps the answer is ready
+            session.invalidate()

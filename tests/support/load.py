@@ -20,6 +20,7 @@ class Asked:
     status: int
     answer: dict[str, object]
     error: str = ""
+    by: str = ""  # who answered, where the server says so
 
 
 @dataclass
@@ -32,21 +33,30 @@ class Load:
 
 
 @contextmanager
-def load(server: Server, path: str, *, clients: int = 4, headers: Mapping[str, str] | None = None) -> Iterator[Load]:
+def load(
+    server: Server,
+    path: str,
+    *,
+    clients: int = 4,
+    headers: Mapping[str, str] | None = None,
+    method: str = "GET",
+    body: bytes | None = None,
+) -> Iterator[Load]:
     """Ask for `path` with `clients` threads, each on a connection of its own, while the block runs."""
     result, stop = Load(), threading.Event()
 
     def ask(connection: http.client.HTTPConnection) -> None:
         began = time.monotonic()
         try:
-            connection.request("GET", path, headers=dict(headers or {}))
+            connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()
-            status, body, error = response.status, response.read(), ""
-            answer = json.loads(body) if status == 200 else {}
+            status, received, error = response.status, response.read(), ""
+            by = response.getheader("x-served-by", "")
+            answer = json.loads(received) if "json" in response.getheader("content-type", "") else {}
         except (OSError, http.client.HTTPException, ValueError) as failure:
-            status, answer, error = 0, {}, repr(failure)
+            status, answer, error, by = 0, {}, repr(failure), ""
             connection.close()  # the next request connects anew
-        result.requests.append(Asked(began, time.monotonic(), status, answer, error))
+        result.requests.append(Asked(began, time.monotonic(), status, answer, error, by))
 
     def run() -> None:
         with closing(server.connection()) as connection:
