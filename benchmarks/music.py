@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 import fastapi_app
 import fastapi_app.artists
+import fastapi_app.db
 import fastapi_app.http
 import fastapi_app.models
 import legacy_flask
@@ -41,8 +42,8 @@ def make_port() -> FastAPI:
     @app.get("/page")
     async def page(request: Request) -> Response:
         if not kept:
-            async with request.app.state.database.connect() as connection:
-                kept[:] = (await connection.execute(fastapi_app.artists.filtered("", None, None).limit(ROWS))).all()
+            found = fastapi_app.artists.filtered("", None, None).limit(ROWS)
+            kept[:] = (await fastapi_app.db.Db(request.app.state.database).execute(found)).all()
         rows = [fastapi_app.artists.artist_json(artist) for artist in kept]
         return fastapi_app.http.paged("artists", rows, 2000, 1, ROWS)
 

@@ -115,11 +115,11 @@ async def test_a_failure_is_a_500_in_the_words_of_the_api(app: FastAPI, caplog: 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable("busy"), OperationalError("", {}, Exception())])
 async def test_without_its_database_it_says_so(app: FastAPI, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def unavailable(**_: object) -> None:
+    async def unavailable(*_: object) -> None:
         raise error
 
     client = {"authorization": "Bearer x"}
-    monkeypatch.setattr(app.state.database, "connect", unavailable)
+    monkeypatch.setattr(app.state.database, "read", unavailable)
     monkeypatch.setattr(app.state.signer, "verify", lambda *_: type("C", (), dict.fromkeys(FIELDS, "x"))())
     answer = await ask(app, "GET", "/api/users/me", client.items())
     assert (503, b'{"error":"The database is not available"}\n') == (answer.status, answer.body)

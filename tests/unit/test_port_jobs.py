@@ -69,8 +69,7 @@ async def test_the_row_says_what_the_work_gave(app: FastAPI) -> None:
         row.error,
     )
     assert row.created_at <= row.started_at <= row.finished_at
-    async with app.state.database.connect() as connection:
-        entry = (await connection.execute(select(audit_log))).one()
+    entry = (await Db(app.state.database).execute(select(audit_log))).one()
     assert ("jobs.start", "job:index", {"why": "a test"}) == (entry.action, entry.target, entry.detail)
 
 
@@ -201,11 +200,10 @@ async def test_progress_stays_within_its_limits(app: FastAPI, monkeypatch: pytes
 
 async def test_a_job_that_nobody_has_touched_for_long_is_not_running_and_the_next_one_says_so(app: FastAPI) -> None:
     old = utcnow() - jobs.GONE_AFTER - timedelta(seconds=1)
-    async with app.state.database.connect(write=True) as connection:
+    async with app.state.database.transaction() as connection:
         for number, (status, updated) in enumerate((("running", old), ("queued", old), ("completed", old))):
             row = {"id": str(number), "type": "index", "status": status, "updated_at": updated}
             await connection.execute(insert(table).values(row))
-        await connection.commit()
     db = Db(app.state.database)
     assert None is await jobs.running(db, "index")
     await db.close()
@@ -254,5 +252,4 @@ async def test_a_contained_request_begins_no_job(app: FastAPI) -> None:
 
     with pytest.raises(PermissionError, match="jobs: index"):
         await asyncio.create_task(replay())  # in a context of its own
-    async with app.state.database.connect() as connection:
-        assert [] == (await connection.execute(select(table))).all()
+    assert [] == (await Db(app.state.database).execute(select(table))).all()

@@ -1078,7 +1078,7 @@ async def test_what_is_no_plain_file_is_read() -> None:
     os.close(writer)
     pipe = os.fdopen(reader, "rb")
     assert b"through a pipe" == (await ask(native(lambda e, s: (s(OK, TEXT), e["wsgi.file_wrapper"](pipe))[1]))).body
-    assert pipe.closed
+    await until(lambda: pipe.closed)
 
 
 async def test_flask_sends_files(build: Build, film: Path) -> None:
