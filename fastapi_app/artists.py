@@ -95,7 +95,7 @@ async def list_artists(request: Request, db: DbDep, _: Reader) -> Response:
     found = filtered(args.get("search", ""), query_flag(args, "monitored"), query_flag(args, "auto_download"))
     total = await db.scalar(found.with_only_columns(func.count(artists.c.id), maintain_column_froms=True))
     ordered = found.order_by(*ordering(args.get("sort"), args.get("order")))
-    rows = await db.execute(ordered.offset((page - 1) * per_page).limit(per_page))
+    rows = await db.rows(ordered.offset((page - 1) * per_page).limit(per_page))
     return paged("artists", [artist_json(row) for row in rows], total, page, per_page)
 
 

@@ -247,6 +247,7 @@ videos = Table(  # `file_path` and `thumbnail_path` are relative: to the library
     _updated(),
     Index(None, "artist_id", "status"),
     Index(None, "status", "created_at"),
+    Index(None, "created_at"),
     Index("ix_videos_title", "title", mysql_prefix="FULLTEXT", mariadb_prefix="FULLTEXT"),
     **_ENGINE,
 )

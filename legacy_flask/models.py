@@ -190,6 +190,7 @@ class Video(Base):
     __table_args__ = (
         Index(None, "artist_id", "status"),
         Index(None, "status", "created_at"),
+        Index(None, "created_at"),
         Index("ix_videos_title", "title", mysql_prefix="FULLTEXT", mariadb_prefix="FULLTEXT"),
         Base.__table_args__,
     )
