@@ -16,6 +16,8 @@ def test_all_sides_answer_alike_and_leave_the_same_behind(world: World, case: Ca
     assert expected.status == case.expect_status, expected.body.decode(errors="replace")
 
     for turns in ways(case):
+        if world.on_mariadb and turns[-1] == LEGACY:
+            continue  # what the gateway does to Flask's answer has nothing to do with the database
         answer, traces = play(world, case, turns)
         verdict = compare(expected, answer, (*MASK, *case.mask))
         assert verdict.differences == (), f"answered by {turns}"

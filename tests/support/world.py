@@ -86,6 +86,7 @@ class World:
         seed(self._alone, "small", demo=True)
         self._engines = [app.extensions["engine"] for app in (self._alone, behind)]
         self._set(self.upstream.settings)
+        self.on_mariadb = self._engines[0].dialect.name != "sqlite"
         self.snapshot = Snapshot(self._engines[0], home / "live", home / "keep")
         self._log_file = home / "app.log"
         known = [app.extensions for app in (self._alone, behind)] + [port.state]
