@@ -463,7 +463,6 @@ async def artist_thumbnail_size(request: Request, artist_id: int, size: str, db:
 
 async def _send_thumbnail(request: Request, db: Db, artist_id: int, size: str) -> Response:
     artist = await find_or_404(db, artists, artist_id)
-    await db.close()
     picture = await thumbnails.send(request, artist.thumbnail_path, size)
     return picture or await thumbnails.send_placeholder(request, artist.name_key, size)
 
@@ -471,7 +470,6 @@ async def _send_thumbnail(request: Request, db: Db, artist_id: int, size: str) -
 @router.post("/{artist_id:digits}/thumbnail/upload", name="artists.upload_artist_thumbnail")
 async def upload_artist_thumbnail(request: Request, artist_id: int, db: DbDep, _: Member) -> Response:
     await find_or_404(db, artists, artist_id)
-    await db.close()  # no connection is held while the client sends
     content = await uploaded_file(request, "file")
     if content is None:
         raise ApiError(400, "No file given")

@@ -148,7 +148,6 @@ async def sign_in(request: Request, db: Db, data: Mapping[str, Any], *, replace:
         raise ApiError(400, "The password is too long: at most 72 bytes")
     await count_attempt(request, db, username)
     user = await db.row(_BY_NAME, {"name": username})
-    await db.close()  # no connection is held while the password is hashed
     right = await passwords.verify(password, user.password_hash if user else None, rounds)
     if user is None or not right or not user.is_active:
         async with db.transaction() as connection:

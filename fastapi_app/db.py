@@ -256,9 +256,6 @@ class Db:
         """See `Database.transaction`."""
         return self._database.transaction()
 
-    async def close(self) -> None:
-        """Nothing is held."""
-
 
 _after_commit: WeakKeyDictionary[AsyncConnection, list[Callable[[], object]]] = WeakKeyDictionary()
 

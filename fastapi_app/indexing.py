@@ -233,7 +233,6 @@ async def index(request: Request, report: Report) -> dict[str, Any]:
     config, db = request.app.state.settings, Db(request.app.state.database)
     files = await library_files(config)
     known = await known_files(db)
-    await db.close()
     ffprobe = await off_loop(find_ffprobe, config.ffmpeg)
     counts = dict.fromkeys(("created", "matched", "updated", "unchanged", "skipped"), 0)
     for start in range(0, len(files), PROBES):

@@ -74,7 +74,6 @@ async def preview(db: Db, library: Path, file: File) -> dict[str, Any]:
     """What organizing this file would do. Raises Unfit."""
     guess = _fit(file)
     found = await match(db, library, guess)
-    await db.close()
     wanted, free = await off_loop(_free_path, library, found, guess, file)
     return {
         "file": shown(file.path),

@@ -50,7 +50,6 @@ async def library_stats(request: Request, db: DbDep, _: Reader) -> Response:
     size = int(size or 0)
     newest = [_video_row(row) for row in await db.execute(_NEWEST)]
     number_of = {"total": await db.scalar(_ARTISTS), "monitored": await db.scalar(_MONITORED)}
-    await db.close()
     root = request.app.state.settings.library_path
     return json_response(
         {
@@ -94,9 +93,8 @@ def disk(root: Path) -> dict[str, int]:
 
 
 @read(router, "/library/scan", name="library.scan_downloads")
-async def scan_downloads(request: Request, db: DbDep, _: Member) -> Response:
+async def scan_downloads(request: Request, _: Member) -> Response:
     """What waits to be organized. `modified` comes out like an HTTP date."""
-    await db.close()
     files = await intake.waiting(request.app.state.settings)
 
     def answer() -> Response:
@@ -109,7 +107,6 @@ async def scan_downloads(request: Request, db: DbDep, _: Member) -> Response:
 
 @read(router, "/library/preview/{filename:tail}", name="library.preview_organize")
 async def preview_organize(request: Request, filename: str, db: DbDep, _: Member) -> Response:
-    await db.close()
     if leads_out(filename):
         raise ApiError(400, "The path leads out of the downloads folder")
     config = request.app.state.settings
@@ -129,7 +126,6 @@ async def organize_all(request: Request, db: DbDep, _: Manager) -> Response:
     data = await json_body(request, optional=True)
     names = _wanted_names(data) if data else None
     texts = await settings.texts(db)
-    await db.close()
     waiting = await intake.waiting(request.app.state.settings)
     found = await off_loop(intake.find, waiting, names or [])
     files = waiting if names is None else list(dict.fromkeys(file for file in found.values() if file))
@@ -155,12 +151,10 @@ async def index_library(request: Request, db: DbDep, _: Manager) -> Response:
     """Enter the videos of the library in the background; with `preview=true` only list those that have no row."""
     if query_flag(query(request), "preview"):
         known = await indexing.known_files(db)
-        await db.close()
         files = await indexing.library_files(request.app.state.settings)
         new = [file for file in files if file.path not in known]
         listed = [intake.file_json(file) for file in new[:MAX_LISTED]]
         return success(f"{len(new)} of {len(files)} files have no row", files=listed, count=len(new))
-    await db.close()
     work, busy = partial(indexing.index, request), "The library is being indexed already"
     job_id = await jobs.start(request, "index", work, busy=busy)
     return success("The library is being indexed", 202, job_id=job_id)

@@ -55,7 +55,6 @@ async def create_monitor(request: Request, db: DbDep, _: Member) -> Response:
     playlist_id, auto_download = _playlist_field(data), bool(data.get("auto_download"))
     await _refuse_duplicate(db, playlist_id)
     texts = await settings.texts(db)
-    await db.close()
     found = await youtube.playlist(request.app.state.upstream, texts, playlist_id)
     try:
         async with db.transaction() as connection:
@@ -86,7 +85,6 @@ async def delete_monitor(request: Request, monitor_id: int, db: DbDep, _: Member
 async def sync_monitor(request: Request, monitor_id: int, db: DbDep, _: Member) -> Response:
     """Store what the library does not have as WANTED, and queue it when the monitor says so."""
     monitor, texts = await _find(db, monitor_id), await settings.texts(db)
-    await db.close()
     items = await youtube.playlist_items(request.app.state.upstream, texts, monitor.playlist_id)
     return success("Playlist synced", **await store(request, db, monitor_id, items))
 

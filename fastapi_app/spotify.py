@@ -34,7 +34,6 @@ _KNOWN = select(artists.c.id, artists.c.name, artists.c.spotify_id, artists.c.na
 @read(router, "/status", name="spotify.status")
 async def status(request: Request, db: DbDep, _: Reader) -> Response:
     service, texts = _service(request), await settings.texts(db)
-    await db.close()
     spotify.credentials(texts)
     error = None
     try:
@@ -49,7 +48,6 @@ async def status(request: Request, db: DbDep, _: Reader) -> Response:
 async def search_artists(request: Request, db: DbDep, _: Member) -> Response:
     term, limit = search_term(request), query_int(query(request), "limit")
     texts = await settings.texts(db)
-    await db.close()
     most = 20 if limit is None else min(max(limit, 1), spotify.AT_ONCE)
     found = await _service(request).search_artists(texts, term, most)
     keys = {artist.spotify_id: name_key(artist.name) for artist in found}
@@ -71,7 +69,6 @@ async def import_artist(request: Request, db: DbDep, _: Member) -> Response:
     flags = {field: bool(data[field]) for field in ("monitored", "auto_download") if field in data}
     await refuse_duplicates(db, {"spotify_id": spotify_id})
     texts = await settings.texts(db)
-    await db.close()
     found = await _service(request).artist(texts, spotify_id)
     fields = {"spotify_id": spotify_id, "genres": found.genres, "thumbnail_url": found.image_url}
     artist_id = await adopt(request, db, name_fields({"name": found.name}) | fields | flags, source="spotify")
@@ -83,7 +80,6 @@ async def import_playlist(request: Request, db: DbDep, _: Member) -> Response:
     """All artists of a playlist, as far as the library does not have them."""
     playlist_id = _id_field(await json_body(request), "playlist_id", "playlist")
     texts = await settings.texts(db)
-    await db.close()
     entries = await _service(request).playlist_artists(texts, playlist_id)
     imported, failed = await store(request, db, playlist_id, entries.artists)
     return success(

@@ -130,8 +130,7 @@ def _now() -> str:
 
 
 @read(router, "/admin/system/status/service", name="system.service_status")
-async def service_status(request: Request, _: Admin, db: DbDep) -> Response:
-    await db.close()
+async def service_status(request: Request, _: Admin) -> Response:
     unit = request.app.state.settings.service_unit
     state, memory = await asyncio.gather(_unit_state(unit), _said(["ps", "-o", "rss=", "-p", str(os.getpid())]))
     memory = memory.strip()
@@ -183,9 +182,8 @@ async def _launch(command: tuple[str, ...]) -> None:
 
 
 @read(router, "/admin/system/disk", name="system.disk_usage")
-async def disk_usage(request: Request, _: Admin, db: DbDep) -> Response:
+async def disk_usage(request: Request, _: Admin) -> Response:
     """Bytes. `size` is null when it takes too long to find out; `directories` are the largest ones right below."""
-    await db.close()
     config = request.app.state.settings
     roots = {"library": config.library_path, "data": config.data_path, "downloads": config.downloads_path}
     found = await asyncio.gather(*(_root_json(name, root) for name, root in roots.items()))
@@ -260,9 +258,8 @@ async def _said(command: list[str], *, patient: bool = True) -> bytes:
 
 
 @read(router, "/admin/system/logs/recent", name="system.recent_logs")
-async def recent_logs(request: Request, _: Admin, db: DbDep) -> Response:
+async def recent_logs(request: Request, _: Admin) -> Response:
     """The end of one file, which no request can choose."""
-    await db.close()
     wanted = query_int(query(request), "lines")
     count = min(max(LINES if wanted is None else wanted, 1), MAX_LINES)
     try:

@@ -48,7 +48,6 @@ async def create_user(request: Request, db: DbDep, _: Admin) -> Response:
         raise ApiError(400, "email is not an address")
     require_strength(password)
     await refuse_taken(db, username)
-    await db.close()  # no connection is held while the password is hashed
     password_hash = await passwords.hash_password(password, request.app.state.settings.bcrypt_rounds)
     new = {"username": username, "password_hash": password_hash, "role": role, "email": email}
     try:

@@ -492,7 +492,6 @@ def _merged(song: imvdb.FoundVideo | None, clip: youtube.FoundVideo | None, yout
 @read(router, "/{video_id:digits}/thumbnail", name="videos.video_thumbnail")
 async def video_thumbnail(request: Request, video_id: int, db: DbDep, _: Reader) -> Response:
     video = await find_or_404(db, videos, video_id)
-    await db.close()
     picture = await thumbnails.send(request, video.thumbnail_path, "medium")
     if picture is None:
         raise ApiError(404, "Thumbnail not found")
@@ -503,7 +502,6 @@ async def video_thumbnail(request: Request, video_id: int, db: DbDep, _: Reader)
 async def stream_video(request: Request, video_id: int, db: DbDep, _: Reader) -> Response:
     """The file itself when browsers can play it, else a live conversion to fragmented mp4."""
     video = await find_or_404(db, videos, video_id)
-    await db.close()
     config = request.app.state.settings
     path = await off_loop(existing_file, config.library_path, video.file_path)
     if path is None:

@@ -102,7 +102,6 @@ async def test_webhook(request: Request, db: DbDep, _: Admin) -> Response:  # no
     url, secret = fields["url"], fields.get("secret", MASK)
     if secret == MASK:
         secret = await db.scalar(_SECRET, {"url": url})
-    await db.close()  # no connection is held while others are waited for
     outbox: Outbox = request.app.state.outbox
     sent = await outbox.send(url, secret, TEST, "test", message(TEST, {"message": "This is a test"}))
     if sent.error is not None:

@@ -34,11 +34,7 @@ def request_of(app: FastAPI) -> Request:
 
 
 async def row_of(app: FastAPI, job_id: str) -> Any:
-    db = Db(app.state.database)
-    try:
-        return (await db.execute(select(table).where(table.c.id == job_id))).one()
-    finally:
-        await db.close()
+    return (await Db(app.state.database).execute(select(table).where(table.c.id == job_id))).one()
 
 
 async def ended(app: FastAPI, job_id: str) -> Any:
@@ -206,7 +202,6 @@ async def test_a_job_that_nobody_has_touched_for_long_is_not_running_and_the_nex
             await connection.execute(insert(table).values(row))
     db = Db(app.state.database)
     assert None is await jobs.running(db, "index")
-    await db.close()
 
     job_id = await jobs.start(request_of(app), "index", for_ever)
 
@@ -215,7 +210,6 @@ async def test_a_job_that_nobody_has_touched_for_long_is_not_running_and_the_nex
     ]
     assert job_id == await jobs.running(db, "index")
     assert None is await jobs.running(db, "discovery")
-    await db.close()
 
 
 async def test_an_end_that_cannot_be_noted_is_logged_and_breaks_nothing(
