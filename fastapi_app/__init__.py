@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from stamina.instrumentation import set_on_retry_hooks
 
 from . import (
     artists,
@@ -100,6 +101,7 @@ def create_app() -> FastAPI:
 
 
 def _upstream(config: Settings) -> UpstreamClient:
+    set_on_retry_hooks(())  # the client counts and logs by itself
     try:
         return UpstreamClient(
             timeout_s=config.upstream_timeout_s,
