@@ -16,15 +16,13 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from . import commands
 from .audit import audit
 from .containment import refuse
-from .db import DatabaseUnavailable, Db, DbDep
+from .db import Database, DbDep
 from .files import off_loop, tail, tree_size, usage
 from .http import ApiError, json_response, query, query_int, read, success
 from .identity import Admin
@@ -36,6 +34,7 @@ log = logging.getLogger("fastapi_app")
 MIN_FREE_BYTES = 100 * 1024 * 1024
 WORKERS_KEY = "rq:workers"
 REDIS_S = 0.8  # whoever asks knows within a second
+DATABASE_S = 2.0
 PROGRAM_S = 10
 LARGEST = 20  # directories that are told
 LINES, MAX_LINES, MAX_LINE = 100, 1000, 2000  # of the log; the last in characters
@@ -43,27 +42,25 @@ MAX_LISTING = 50_000_000  # bytes that du may say
 
 _STARTED, _BEGAN = utcnow(), time.monotonic()
 _DF_LINE = re.compile(rb"\s(\d+)\s+(\d+)\s+(\d+)\s+(?:\d+%|-)\s")
-_PING = text("SELECT 1")
-
 
 # Health
 
 
 @read(router, "/api/health", name="system.health")
-async def health(db: DbDep) -> Response:
-    if not await _database_answers(db):
+async def health(request: Request) -> Response:
+    if not await _database_answers(request):
         body = {"status": "unhealthy", "error": "The database is not available", "timestamp": _now()}
         return json_response(body, 503)
     return json_response({"status": "healthy", "timestamp": _now()})
 
 
 @read(router, "/api/health/status", name="system.health_status")
-async def health_status(request: Request, db: DbDep) -> Response:
+async def health_status(request: Request) -> Response:
     """Needed are the database, the disk and, when configured, Redis with a worker. Tools are nice to have."""
     library = request.app.state.settings.library_path
     (redis, worker), database, disk, ffmpeg, yt_dlp = await asyncio.gather(
         _redis_and_worker(request.app.state.redis),
-        _database_answers(db),
+        _database_answers(request),
         off_loop(_disk_has_room, library),
         off_loop(_installed, "ffmpeg"),
         off_loop(_installed, "yt-dlp"),
@@ -89,12 +86,9 @@ def open_redis(url: str) -> Redis | None:
     return Redis.from_url(url, retry=Retry(NoBackoff(), 0), **limits)
 
 
-async def _database_answers(db: Db) -> bool:
-    try:
-        await db.execute(_PING)
-    except (SQLAlchemyError, DatabaseUnavailable):
-        return False
-    return True
+async def _database_answers(request: Request) -> bool:
+    database: Database = request.app.state.database
+    return await database.ping(DATABASE_S)
 
 
 def _disk_has_room(folder: Path) -> bool:
