@@ -7,7 +7,7 @@ from tests.support.fuzzing import Steps, describe, differences, sequences
 from tests.support.playing import play_all
 from tests.support.world import ALONE, FASTAPI, World
 
-SEQUENCES = 250  # per seed and database, of 2.5 requests
+SEQUENCES = 120  # per seed and database, of 2.7 requests
 
 
 @pytest.mark.parametrize("number", range(4))
