@@ -13,13 +13,14 @@ from .models import name_key, sort_name
 VIDEO_TYPES = {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts"}
 VIDEO_TYPES |= {".webm", ".wmv"}
 UNFINISHED = re.compile(r"\.(part|te?mp|f\d+)$", re.IGNORECASE)  # in front of the type; what yt-dlp merges later
-YOUTUBE_ID = re.compile(r" ?\[([A-Za-z0-9_-]{11})\]$")
+YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 BRACKETS = re.compile(r"\(([^()\[\]]*)\)|\[([^()\[\]]*)\]")
 NOISE = {"official", "music", "video", "videoclip", "clip", "mv"}
 NOISE |= {"hd", "hq", "uhd", "4k", "480p", "720p", "1080p", "1440p", "2160p"}
 YEAR = re.compile(r"(?:19|20)[0-9]{2}")
 DASHES = "-\N{EN DASH}\N{EM DASH}"
 DASH = re.compile(f" [{DASHES}] ")
+LOOSE_DASH = re.compile(f"^[{DASHES}] | [{DASHES}]$")
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,7 @@ def parse_name(path: str) -> Guess:
     """`Artist - Title (1997) [HD].mp4`; without an artist in the name, the folder is the artist."""
     whole = PurePosixPath(path)
     text = _words(whole.stem if " " in whole.stem else whole.stem.replace("_", " "))
-    youtube_id = None
-    if (found := YOUTUBE_ID.search(text)) and not _is_word(found[1]):
-        youtube_id, text = found[1], text[: found.start()]
-    text, year = _without_noise(text)
+    text, year, youtube_id = _without_noise(text)
     artist, title = DASH.split(text, maxsplit=1) if DASH.search(text) else ("", text)
     return Guess(artist or _words(whole.parent.name) or None, title or _words(whole.stem) or "_", year, youtube_id)
 
@@ -60,20 +58,26 @@ def _is_word(text: str) -> bool:
     return text.isalpha() and text[1:].islower()
 
 
-def _without_noise(text: str) -> tuple[str, int | None]:
-    """Without brackets that say only "Official Video", or the year, which is returned."""
+def _without_noise(text: str) -> tuple[str, int | None, str | None]:
+    """Without brackets that only say "Official Video", the year, or at the end what YouTube calls it; and these two."""
     years: list[int] = []
+    ids: list[str] = []
 
     def keep(bracket: re.Match[str]) -> str:
         inner = (bracket[1] or bracket[2] or "").strip()
         if YEAR.fullmatch(inner):
             years.append(int(inner))
-            return " "
-        return " " if NOISE.issuperset(inner.casefold().split()) else bracket[0]
+        elif (
+            bracket[2] and bracket.end() == len(bracket.string) and YOUTUBE_ID.fullmatch(inner) and not _is_word(inner)
+        ):
+            ids.append(inner)
+        elif not NOISE.issuperset(inner.casefold().split()):
+            return bracket[0]
+        return " "
 
-    while (shorter := _words(BRACKETS.sub(keep, text))) != text:
+    while (shorter := LOOSE_DASH.sub("", _words(BRACKETS.sub(keep, text)))) != text:
         text = shorter
-    return text.strip(f" {DASHES}"), years[0] if years else None
+    return text, next(iter(years), None), next(iter(ids), None)
 
 
 def problem(guess: Guess) -> str | None:
