@@ -50,9 +50,9 @@ def words(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def is_word(text: str) -> bool:
+def is_youtube_id(text: str) -> bool:
     """`[Alternative]` has eleven letters, too."""
-    return text.isalpha() and text[1:].islower()
+    return YOUTUBE_ID.fullmatch(text) is not None and not (text.isalpha() and text[1:].islower())
 
 
 def without_noise(text: str) -> tuple[str, int | None, str | None]:
@@ -64,7 +64,7 @@ def without_noise(text: str) -> tuple[str, int | None, str | None]:
         inner = (bracket[1] or bracket[2] or "").strip()
         if YEAR.fullmatch(inner):
             years.append(int(inner))
-        elif bracket[2] and bracket.end() == len(bracket.string) and YOUTUBE_ID.fullmatch(inner) and not is_word(inner):
+        elif bracket[2] and is_youtube_id(inner) and bracket.end() == len(bracket.string):
             ids.append(inner)
         elif not NOISE.issuperset(inner.casefold().split()):
             return bracket[0]
