@@ -1,7 +1,7 @@
 """What the environment says: where things are and which secret signs.
 
 DATABASE_URL, DATABASE_POOL_SIZE, DATABASE_MAX_OVERFLOW, SECRET_KEY, SECRET_KEY_FALLBACKS, DATA_PATH, LIBRARY_PATH,
-DOWNLOADS_PATH, REDIS_URL, FFMPEG, BCRYPT_ROUNDS, SESSION_COOKIE_SECURE, ALLOWED_NETWORKS, UPSTREAM_TIMEOUT_S,
+DOWNLOADS_PATH, REDIS_URL, FFMPEG, FFPROBE, DOWNLOAD_BACKOFF_S, BCRYPT_ROUNDS, SESSION_COOKIE_SECURE, ALLOWED_NETWORKS, UPSTREAM_TIMEOUT_S,
 UPSTREAM_BACKOFF_S, UPSTREAM_CONNECTIONS, UPSTREAM_HTTP2, LOG_FILE, SERVICE_UNIT, RESTART_COMMAND, GATEWAY_SHADOW.
 """
 
@@ -35,6 +35,8 @@ class Settings:
     secret_key_fallbacks: tuple[str, ...] = ()  # verify what an earlier SECRET_KEY has signed
     redis_url: str = ""
     ffmpeg: str = "ffmpeg"
+    ffprobe: str = "ffprobe"
+    download_backoff_s: float = 10.0  # before the first repetition
     service_unit: str = ""  # of systemd, which runs us
     restart_command: tuple[str, ...] = ()
     bcrypt_rounds: int = 12
@@ -56,12 +58,16 @@ class Settings:
         if min(map(len, (secret_key, *fallbacks))) < MIN_SECRET_LENGTH:
             raise StartupError(f"SECRET_KEY is too short: at least {MIN_SECRET_LENGTH} characters")
         try:
-            timeout_s, backoff_s = (
+            timeout_s, backoff_s, download_backoff_s = (
                 float(env.get(name) or default)
-                for name, default in (("UPSTREAM_TIMEOUT_S", 10), ("UPSTREAM_BACKOFF_S", 0.5))
+                for name, default in (
+                    ("UPSTREAM_TIMEOUT_S", 10),
+                    ("UPSTREAM_BACKOFF_S", 0.5),
+                    ("DOWNLOAD_BACKOFF_S", 10),
+                )
             )
         except ValueError:
-            raise StartupError("UPSTREAM_TIMEOUT_S and UPSTREAM_BACKOFF_S must be seconds") from None
+            raise StartupError("UPSTREAM_TIMEOUT_S, UPSTREAM_BACKOFF_S, DOWNLOAD_BACKOFF_S must be seconds") from None
         return cls(
             database_url=env.get("DATABASE_URL") or f"sqlite:///{data / 'app.sqlite3'}",
             secret_key=secret_key,
@@ -73,6 +79,8 @@ class Settings:
             downloads_path=_folder(env.get("DOWNLOADS_PATH") or data / "downloads"),
             redis_url=env.get("REDIS_URL", ""),
             ffmpeg=env.get("FFMPEG") or "ffmpeg",
+            ffprobe=env.get("FFPROBE") or "ffprobe",
+            download_backoff_s=download_backoff_s,
             log_file=Path(env.get("LOG_FILE") or data / "app.log").resolve(),
             service_unit=env.get("SERVICE_UNIT", ""),
             restart_command=_words(env.get("RESTART_COMMAND", "")),

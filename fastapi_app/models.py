@@ -279,6 +279,7 @@ downloads = (
         _updated(),
         Column("started_at", Timestamp),
         Column("finished_at", Timestamp),
+        Column("retry_at", Timestamp),  # a pending row waits until then
         UniqueConstraint("active_video_id"),
         Index(None, "status", "priority"),
         **_ENGINE,
@@ -336,7 +337,13 @@ jobs = Table(  # work that goes on after the answer; the row is the truth about 
     metadata,
     Column("id", String(64), primary_key=True),
     _text("type", 50),
-    _maybe("active_type", 50),  # the type of active work of which there may be one at a time
+    _maybe("active_type", 150),  # type and target of active work of which there may be one at a time
+    _maybe("target", 100),  # "video:7"
+    Column("arguments", JSON(none_as_null=True)),
+    Column("parent_id", String(64), index=True),  # a job that this one is a part of
+    _number("attempts", default=0),
+    _maybe("runner", 100),
+    Column("retry_at", Timestamp),  # a queued row waits until then
     _text("status", 20, default="queued"),
     _number("progress", default=0),  # percent
     _text("message", 500, default=""),
@@ -348,6 +355,7 @@ jobs = Table(  # work that goes on after the answer; the row is the truth about 
     Column("started_at", Timestamp),
     Column("finished_at", Timestamp),
     Index(None, "type", "status"),
+    Index(None, "target"),
     UniqueConstraint("active_type"),
     **_ENGINE,
 )

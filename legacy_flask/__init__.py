@@ -12,8 +12,22 @@ from pathlib import Path
 
 from flask import Flask
 
-from . import artists, auth, db, discovery, http, library, logs, outbox, playlists, scheduler
-from . import spotify, system, upstreams, users, videos, webhooks
+from . import (
+    artists,
+    auth,
+    db,
+    discovery,
+    downloads,
+    http,
+    job_routes,
+    library,
+    logs,
+    outbox,
+    pages,
+    playlists,
+    scheduler,
+)
+from . import spotify, system, transcoding, upstreams, users, videos, webhooks  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 BLUEPRINTS = (
@@ -28,6 +42,9 @@ BLUEPRINTS = (
     scheduler.bp,  # the one of settings, with two more rules
     webhooks.bp,
     system.bp,
+    downloads.bp,
+    job_routes.bp,
+    pages.bp,
 )
 
 
@@ -65,6 +82,8 @@ def defaults() -> dict:
         "DOWNLOADS_PATH": os.environ.get("DOWNLOADS_PATH", ""),  # where files wait to be organized
         "REDIS_URL": os.environ.get("REDIS_URL", ""),
         "FFMPEG": os.environ.get("FFMPEG") or "ffmpeg",
+        "FFPROBE": os.environ.get("FFPROBE") or "ffprobe",
+        "DOWNLOAD_BACKOFF_S": float(os.environ.get("DOWNLOAD_BACKOFF_S") or 10),  # before the first repetition
         "LOG_FILE": os.environ.get("LOG_FILE", ""),
         "SERVICE_UNIT": os.environ.get("SERVICE_UNIT", ""),  # of systemd, which runs us
         "RESTART_COMMAND": os.environ.get("RESTART_COMMAND", ""),  # words as in a shell, but there is none

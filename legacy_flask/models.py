@@ -255,6 +255,7 @@ class Download(Base):
     updated_at: Mapped[datetime] = mapped_column(Timestamp, default=utcnow, onupdate=utcnow)
     started_at: Mapped[datetime | None] = mapped_column(Timestamp)
     finished_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    retry_at: Mapped[datetime | None] = mapped_column(Timestamp)  # a pending row waits until then
 
     video: Mapped[Video] = relationship(back_populates="downloads")
 
@@ -310,15 +311,26 @@ class WebhookDelivery(Base):
 
 
 class Job(Base):
-    """Work that goes on after the answer. The row is the truth about it. `active_type` repeats the type of active work
-    of which there may be one at a time, and is NULL afterwards."""
+    """Work that goes on after the answer. The row is the truth about it. `active_type` repeats type and target of active
+    work of which there may be one at a time, and is NULL afterwards. `parent_id` is a job that this one is a part of."""
 
     __tablename__ = "jobs"
-    __table_args__ = (Index(None, "type", "status"), UniqueConstraint("active_type"), Base.__table_args__)
+    __table_args__ = (
+        Index(None, "type", "status"),
+        Index(None, "target"),
+        UniqueConstraint("active_type"),
+        Base.__table_args__,
+    )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     type: Mapped[str] = mapped_column(String(50))
-    active_type: Mapped[str | None] = mapped_column(String(50))
+    active_type: Mapped[str | None] = mapped_column(String(150))
+    target: Mapped[str | None] = mapped_column(String(100))  # "video:7"
+    arguments: Mapped[dict | None] = mapped_column(JSON(none_as_null=True))
+    parent_id: Mapped[str | None] = mapped_column(String(64), index=True)
+    attempts: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
+    runner: Mapped[str | None] = mapped_column(String(100))
+    retry_at: Mapped[datetime | None] = mapped_column(Timestamp)  # a queued row waits until then
     status: Mapped[str] = mapped_column(String(20), default="queued", server_default="queued")
     progress: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))  # percent
     message: Mapped[str] = mapped_column(String(500), default="", server_default="")

@@ -23,7 +23,11 @@ from . import (
     artists,
     auth,
     discovery,
+    downloads,
+    jobs,
     library,
+    media,
+    pages,
     playlists,
     protocol,
     settings,
@@ -51,6 +55,10 @@ BLUEPRINTS = (
     settings,
     webhooks,
     system,
+    downloads,
+    jobs,
+    media,
+    pages,
     protocol,
 )
 WRITTEN = [case for blueprint in BLUEPRINTS for case in blueprint.CASES]

@@ -81,6 +81,23 @@ REQUIRED = {
     "system.restart": "admin",
     "system.health": "",
     "system.health_status": "",
+    "videos.download_video": "user",
+    "videos.bulk_download": "user",
+    "videos.start_transcode": "user",
+    "videos.transcode_status": "readonly",
+    "downloads.download_queue": "readonly",
+    "downloads.download_history": "readonly",
+    "downloads.set_priority": "user",
+    "downloads.pause_download": "user",
+    "downloads.resume_download": "user",
+    "downloads.cancel_download": "user",
+    "downloads.retry_download": "user",
+    "downloads.upload_cookies": "manager",
+    "downloads.ytdlp_status": "readonly",
+    "jobs.list_jobs": "readonly",
+    "jobs.get_job": "readonly",
+    "jobs.start_job": "manager",
+    "jobs.cancel_job": "user",
 }
 
 JSON_ROUTES = (

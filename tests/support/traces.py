@@ -17,7 +17,7 @@ from legacy_flask.models import Base
 
 TABLES = Base.metadata.tables
 NEAR = timedelta(days=30)
-RANDOM = {"token_hash", "jti", "family", "password_hash", "jobs.id"}
+RANDOM = {"token_hash", "jti", "family", "password_hash", "jobs.id", "runner"}
 
 Row = tuple[Any, ...]  # as the driver gives it
 Rows = dict[str, list[Row]]

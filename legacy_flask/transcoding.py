@@ -1,0 +1,1 @@
+"""Transcoding: another container for what browsers cannot play."""

@@ -1,0 +1,5 @@
+"""The queue of downloads."""
+
+from .case import Case
+
+CASES: list[Case] = []

@@ -1,0 +1,5 @@
+"""Jobs, seen and cancelled."""
+
+from .case import Case
+
+CASES: list[Case] = []

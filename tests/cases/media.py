@@ -1,0 +1,5 @@
+"""Streams and transcoding."""
+
+from .case import Case
+
+CASES: list[Case] = []

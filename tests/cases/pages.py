@@ -1,0 +1,5 @@
+"""The pages and their files."""
+
+from .case import Case
+
+CASES: list[Case] = []
