@@ -40,6 +40,7 @@ from .jobs import Jobs
 from .jwts import Signer
 from .logs import LogFile
 from .outbox import Outbox
+from .progress import Channel
 from .sessions import SessionCookie
 from .upstreams.client import UpstreamClient
 from .upstreams.spotify import Spotify
@@ -89,6 +90,7 @@ def create_app() -> FastAPI:
     app.state.jobs = Jobs(database)
     app.state.upstream = _upstream(config)
     app.state.redis = system.open_redis(config.redis_url)
+    app.state.channel = Channel(app.state.redis)
     app.state.spotify = Spotify(app.state.upstream)
     app.state.outbox = Outbox(
         database, app.state.upstream, timeout_s=config.upstream_timeout_s, backoff_s=config.upstream_backoff_s
