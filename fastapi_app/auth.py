@@ -1,5 +1,6 @@
 """Signing in and out."""
 
+import re
 import secrets
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -35,10 +36,13 @@ from .sessions import LIFETIME, session_of
 router = APIRouter(prefix="/auth", tags=["sign-in"])
 
 CSRF_COOKIE, REFRESH_COOKIE = "csrf_token", "refresh_token"
+USERNAME = re.compile(r"[a-z0-9][a-z0-9_.-]{2,49}")
+FIRST_ID = 1
 
 MAX_FAILURES_PER_ACCOUNT, ACCOUNT_WINDOW = 5, timedelta(minutes=30)
 MAX_FAILURES_PER_ADDRESS, ADDRESS_WINDOW = 20, timedelta(minutes=15)
 
+_ANYBODY = select(users.c.id).limit(1)
 _BY_NAME = select(users).where(users.c.username == bindparam("name"))
 _BY_ID_LOCKED = select(users).where(users.c.id == bindparam("user_id")).with_for_update()
 _ATTEMPT = (
@@ -72,6 +76,37 @@ async def _login_by_form(request: Request, db: Db) -> Response:
         return redirect(f"/login?{urlencode(fields)}")
     session_of(request).start(user.id, token)
     return _with_csrf_cookie(request, redirect(target or "/"), token)
+
+
+@router.post("/first-run", name="auth.first_run")
+async def first_run(request: Request, db: DbDep) -> Response:
+    """Make the first account, an administrator, and sign in with it. 403 as soon as anybody has an account."""
+    data = await json_body(request)
+    _refuse_elsewhere(request)
+    _refuse_second_run(await db.scalar(_ANYBODY))
+    username, password = (text(data, "username", 50) or "").lower(), password_field(data, "password")
+    require_username(username)
+    require_strength(password)
+    password_hash = await passwords.hash_password(password, request.app.state.settings.bcrypt_rounds)
+    new = {"id": FIRST_ID, "username": username, "password_hash": password_hash, "role": "admin"}
+    try:
+        async with db.transaction() as connection:
+            _refuse_second_run(await connection.scalar(_ANYBODY))
+            await connection.execute(insert(users), new)  # of two at once, one finds the id taken
+            await audit(connection, request, "users.create", f"user:{FIRST_ID}", username=username, role="admin")
+    except IntegrityError:
+        _refuse_second_run(await db.scalar(_ANYBODY))
+        raise
+    replaced = session_of(request).get("session_token")
+    user, token, expires_at = await _start_session(request, db, FIRST_ID, password_hash, replaced)
+    session_of(request).start(user.id, token)
+    answer = success("Administrator created", 201, user=user_json(user), expires_at=expires_at.isoformat())
+    return _with_csrf_cookie(request, answer, token)
+
+
+def _refuse_second_run(anybody: int | None) -> None:
+    if anybody is not None:
+        raise ApiError(403, "There is an account already: sign in", code="FORBIDDEN")
 
 
 @router.post("/logout", name="auth.logout")
@@ -138,8 +173,7 @@ async def sign_in(request: Request, db: Db, data: Mapping[str, Any], *, replace:
     Raises ApiError: 400, 401, 403 for another site's form, 429 after too many failures.
     """
     rounds = request.app.state.settings.bcrypt_rounds
-    if request_source(request) is not None and not same_origin(request):
-        raise ApiError(403, "Cross-site request refused", code="CSRF_FAILED")
+    _refuse_elsewhere(request)
     username = (text(data, "username", 50) or "").lower()
     password = password_field(data, "password")
     if not username or not password:
@@ -158,6 +192,12 @@ async def sign_in(request: Request, db: Db, data: Mapping[str, Any], *, replace:
     new_hash = await passwords.hash_password(password, rounds) if old else user.password_hash
     replaced = session_of(request).get("session_token") if replace else None
     return await _start_session(request, db, user.id, new_hash, replaced)
+
+
+def _refuse_elsewhere(request: Request) -> None:
+    """Nobody is signed in yet, so there is no token: what says that it comes from another site is refused."""
+    if request_source(request) is not None and not same_origin(request):
+        raise ApiError(403, "Cross-site request refused", code="CSRF_FAILED")
 
 
 async def _start_session(
@@ -269,6 +309,11 @@ def password_field(data: Mapping[str, Any], field: str) -> str:
     text(data, field, 1000)
     value = data.get(field)
     return "" if value is None else str(value)
+
+
+def require_username(username: str) -> None:
+    if not USERNAME.fullmatch(username):
+        raise ApiError(400, "username needs 3 to 50 letters, digits, dots, dashes or underscores")
 
 
 def require_strength(password: str) -> None:

@@ -1,7 +1,5 @@
 """Accounts, for administrators mostly."""
 
-import re
-
 from fastapi import APIRouter, Request
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.exc import IntegrityError
@@ -9,7 +7,15 @@ from starlette.responses import Response
 
 from . import passwords
 from .audit import audit
-from .auth import CSRF_COOKIE, forget_cookies, password_field, require_strength, revoke, user_json
+from .auth import (
+    CSRF_COOKIE,
+    forget_cookies,
+    password_field,
+    require_strength,
+    require_username,
+    revoke,
+    user_json,
+)
 from .db import Db, DbDep, find_or_404, insert_row
 from .http import ApiError, json_body, json_response, page_args, paged, query, read, success, text
 from .identity import Admin, LoggedIn, forbid, has_role
@@ -17,8 +23,6 @@ from .models import ROLES, user_sessions, users
 from .sessions import session_of
 
 router = APIRouter(prefix="/api/users", tags=["users"])
-
-USERNAME = re.compile(r"[a-z0-9][a-z0-9_.-]{2,49}")
 
 _COUNT = select(func.count(users.c.id))
 _PAGE = select(users).order_by(users.c.username).offset(bindparam("skip")).limit(bindparam("size"))
@@ -41,8 +45,7 @@ async def create_user(request: Request, db: DbDep, _: Admin) -> Response:
     password = password_field(data, "password")
     role = text(data, "role", 20) or "user"
     email = text(data, "email", 255)
-    if not USERNAME.fullmatch(username):
-        raise ApiError(400, "username needs 3 to 50 letters, digits, dots, dashes or underscores")
+    require_username(username)
     require_role_name(role)
     if email and "@" not in email:
         raise ApiError(400, "email is not an address")

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import re
 import secrets
 from datetime import timedelta
 from functools import wraps
@@ -24,6 +25,8 @@ SESSION_LIFETIME = timedelta(hours=24)
 TOUCH_AFTER = timedelta(seconds=60)  # a sliding session is written this often at most
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 CSRF_COOKIE = "csrf_token"
+USERNAME = re.compile(r"[a-z0-9][a-z0-9_.-]{2,49}")
+FIRST_ID = 1
 
 MAX_FAILURES_PER_ACCOUNT, ACCOUNT_WINDOW = 5, timedelta(minutes=30)
 MAX_FAILURES_PER_ADDRESS, ADDRESS_WINDOW = 20, timedelta(minutes=15)
@@ -175,6 +178,35 @@ def login_by_form():
     return set_csrf_cookie(redirect(target or "/"))
 
 
+@bp.post("/first-run")
+def first_run():
+    """Make the first account, an administrator, and sign in with it. 403 as soon as anybody has an account."""
+    data = json_body()
+    refuse_elsewhere()
+    refuse_second_run()
+    username, password = (text(data, "username", 50) or "").lower(), password_field(data, "password")
+    require_username(username)
+    require_strength(password)
+    password_hash = passwords.hash_password(password)
+    try:
+        with transaction() as db:
+            refuse_second_run()
+            db.add(User(id=FIRST_ID, username=username, password_hash=password_hash, role="admin"))
+            db.flush()  # of two at once, one finds the id taken
+            audit(db, "users.create", f"user:{FIRST_ID}", username=username, role="admin")
+    except IntegrityError:
+        refuse_second_run()
+        raise
+    user, row = start_session(FIRST_ID, password_hash)
+    answer = success("Administrator created", 201, user=user_json(user), expires_at=row.expires_at.isoformat())
+    return set_csrf_cookie(answer)
+
+
+def refuse_second_run() -> None:
+    if get_session().scalar(select(User.id).limit(1)) is not None:
+        raise ApiError(403, "There is an account already: sign in", code="FORBIDDEN")
+
+
 @bp.post("/logout")
 @login_required
 def logout():
@@ -235,8 +267,7 @@ def change_password():
 
 def sign_in(data) -> tuple[User, UserSession]:
     """Check the credentials and start a new session."""
-    if request_source() is not None and not same_origin():
-        raise ApiError(403, "Cross-site request refused", code="CSRF_FAILED")
+    refuse_elsewhere()
     username = (text(data, "username", 50) or "").lower()
     password = password_field(data, "password")
     if not username or not password:
@@ -252,6 +283,12 @@ def sign_in(data) -> tuple[User, UserSession]:
         raise ApiError(401, "Invalid username or password")
     new_hash = passwords.hash_password(password) if passwords.is_old(user.password_hash) else user.password_hash
     return start_session(user.id, new_hash)
+
+
+def refuse_elsewhere() -> None:
+    """Nobody is signed in yet, so there is no token: what says that it comes from another site is refused."""
+    if request_source() is not None and not same_origin():
+        raise ApiError(403, "Cross-site request refused", code="CSRF_FAILED")
 
 
 def start_session(user_id: int, password_hash: str) -> tuple[User, UserSession]:
@@ -355,6 +392,11 @@ def password_field(data, field: str) -> str:
     text(data, field, 1000)
     value = data.get(field)
     return "" if value is None else str(value)
+
+
+def require_username(username: str) -> None:
+    if not USERNAME.fullmatch(username):
+        raise ApiError(400, "username needs 3 to 50 letters, digits, dots, dashes or underscores")
 
 
 def require_strength(password: str) -> None:

@@ -1,7 +1,5 @@
 """Accounts, for administrators mostly."""
 
-import re
-
 from flask import Blueprint, g, jsonify, session
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
@@ -15,6 +13,7 @@ from .auth import (
     login_required,
     password_field,
     require_strength,
+    require_username,
     revoke,
     role_required,
     user_json,
@@ -24,8 +23,6 @@ from .http import ApiError, find_or_404, json_body, page_args, paged, success, t
 from .models import ROLES, User, UserSession
 
 bp = Blueprint("users", __name__, url_prefix="/api/users")
-
-USERNAME = re.compile(r"[a-z0-9][a-z0-9_.-]{2,49}")
 
 
 @bp.get("/")
@@ -46,8 +43,7 @@ def create_user():
     password = password_field(data, "password")
     role = text(data, "role", 20) or "user"
     email = text(data, "email", 255)
-    if not USERNAME.fullmatch(username):
-        raise ApiError(400, "username needs 3 to 50 letters, digits, dots, dashes or underscores")
+    require_username(username)
     require_role_name(role)
     if email and "@" not in email:
         raise ApiError(400, "email is not an address")

@@ -47,6 +47,16 @@ def logout(name: str, status: int, user: str = "user", **more: Any) -> Case:
     return write("auth.logout", name, "POST /auth/logout", status, user, **more)
 
 
+def first_run(name: str, status: int, username: Any = "Owner", password: Any = "Owner-pass-1", **more: Any) -> Case:
+    """With an empty table of users, unless `sql` says otherwise."""
+    if status == 201:
+        more = {"mask": (*SIGNED_IN, "$.user.created_at")} | more
+    credentials = {"username": username, "password": password}
+    sql = more.pop("sql", ("DELETE FROM users",))
+    user = more.pop("user", "anonymous")
+    return write("auth.first_run", name, "POST /auth/first-run", status, user, json=credentials, sql=sql, **more)
+
+
 NEW_PASSWORD = "Brand-new-pass-2"
 
 LOGIN = [
@@ -130,6 +140,22 @@ LOCKOUT = [
         setup=tuple(map(wrong, range(5))),
         wire="W37",
     ),
+]
+
+FIRST_RUN = [
+    first_run("nobody-has-an-account", 201),
+    first_run("from-here", 201, headers={"Origin": ORIGIN}),
+    first_run("with-a-cookie-of-a-lost-account", 201, user="user"),
+    first_run("somebody-has-one", 403, sql=()),
+    first_run("somebody-has-one-and-is-signed-in", 403, sql=(), user="admin"),
+    first_run("somebody-had-one-and-is-not-active", 403, sql=("UPDATE users SET is_active = 0",)),
+    first_run("from-elsewhere", 403, headers={"Origin": "https://evil.test"}),
+    first_run("no-name", 400, None),
+    first_run("name-with-a-slash", 400, "a/b"),
+    first_run("name-is-a-list", 400, ["owner"]),
+    first_run("no-password", 400, password=None),
+    first_run("weak-password", 400, password="abcdefgh"),
+    first_run("73-bytes", 400, password="Aa1!" + "é" * 35),
 ]
 
 SESSIONS = [
@@ -239,4 +265,4 @@ PASSWORD = [
     change("unicode", 200, PASSWORDS["user"], "Ünïcode-१२३"),
 ]
 
-CASES = [*LOGIN, *LOCKOUT, *SESSIONS, *CSRF, *PASSWORD]
+CASES = [*LOGIN, *LOCKOUT, *FIRST_RUN, *SESSIONS, *CSRF, *PASSWORD]

@@ -10,6 +10,7 @@ ROLES = ("readonly", "user", "manager", "admin")  # low to high
 # The lowest role that may use the endpoint; "login": everybody who is signed in; "": everybody.
 REQUIRED = {
     "auth.login": "",
+    "auth.first_run": "",
     "auth.logout": "login",
     "auth.check": "",
     "auth.session_info": "login",
@@ -98,10 +99,23 @@ REQUIRED = {
     "jobs.get_job": "readonly",
     "jobs.start_job": "manager",
     "jobs.cancel_job": "user",
+    "pages.dashboard": "",  # who is not signed in is sent to sign in
+    "pages.artists": "",
+    "pages.artist": "",
+    "pages.videos": "",
+    "pages.video": "",
+    "pages.downloads": "",
+    "pages.discover": "",
+    "pages.playlists": "",
+    "pages.settings": "",
+    "pages.system": "",
+    "pages.login": "",
+    "pages.static": "",
 }
 
 JSON_ROUTES = (
     ("auth.login", "POST /auth/login", "anonymous"),
+    ("auth.first_run", "POST /auth/first-run", "anonymous"),
     ("auth.change_password", "PUT /auth/password", "user"),
     ("users.create_user", "POST /api/users/", "admin"),
     ("users.set_role", "PUT /api/users/4/role", "admin"),
