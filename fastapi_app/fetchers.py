@@ -1,0 +1,101 @@
+"""Downloads in processes of their own: orders to them, and what they tell. What they do is in `fetch`."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from anyio import CancelScope
+
+from .files import off_loop
+
+CHUNK = 64 * 1024  # bytes read at once
+
+_PROGRAM = [sys.executable, "-P", str(Path(__file__).with_name("nursery.py"))]
+_INHERITED = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")  # no secrets
+
+
+class Fetchers:
+    """The children of one nursery, which begins with the first of them. For one event loop."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._nursery: subprocess.Popen[bytes] | None = None
+        self._orders: socket.socket | None = None
+
+    async def fetch(self, order: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """What a child tells about this order; it ends when no process of the child is left.
+
+        Closing the generator kills them. Raises OSError when no child can be had, ValueError for what is not JSON.
+        """
+        order_read, order_write = os.pipe()
+        told_read, told_write = os.pipe()
+        os.set_blocking(told_read, False)
+        try:
+            try:
+                await self._fork(order_read, told_write)
+            finally:
+                os.close(order_read)
+                os.close(told_write)
+            with suppress(BrokenPipeError):  # then nothing will be told
+                os.write(order_write, json.dumps(dict(order)).encode() + b"\n")
+            rest = b""
+            while chunk := await _read(told_read):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    yield json.loads(line)
+        finally:
+            os.close(order_write)
+            with CancelScope(shield=True):
+                while await _read(told_read):
+                    pass
+            os.close(told_read)
+
+    async def aclose(self) -> None:
+        """Kill what is there."""
+        async with self._lock:
+            if self._nursery is not None and self._orders is not None:
+                self._orders.close()
+                await off_loop(self._nursery.wait)
+            self._nursery = self._orders = None
+
+    async def _fork(self, order: int, told: int) -> None:
+        async with self._lock:
+            if self._orders is None:
+                await off_loop(self._begin)
+            try:
+                self._send(order, told)
+            except OSError:  # somebody killed it
+                await off_loop(self._begin)
+                self._send(order, told)
+
+    def _send(self, *pipes: int) -> None:
+        if self._orders is not None:
+            socket.send_fds(self._orders, [b"+"], pipes)
+
+    def _begin(self) -> None:
+        """Blocks. In a session of its own: who kills our group does not kill it before its children."""
+        if self._nursery is not None and self._orders is not None:
+            self._orders.close()
+            self._nursery.wait()
+        self._orders, theirs = socket.socketpair()
+        env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        with theirs:
+            self._nursery = subprocess.Popen(_PROGRAM, stdin=theirs.fileno(), env=env, start_new_session=True)
+
+
+async def _read(pipe: int) -> bytes:
+    """The loop's own transports are not used, see `commands`."""
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(pipe, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(pipe)
+    return os.read(pipe, CHUNK)
