@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support.databases import mariadb
+from tests.support.media_server import MediaServer, media_server
 from tests.support.upstreams import Upstream
 from tests.support.upstreams import upstream as serve_upstream
 
@@ -32,3 +33,17 @@ def upstream(_upstream: Upstream) -> Iterator[Upstream]:
     _upstream.reset()
     yield _upstream
     _upstream.reset()
+
+
+@pytest.fixture(scope="session")
+def _media() -> Iterator[MediaServer]:
+    with media_server() as running:
+        yield running
+
+
+@pytest.fixture
+def media(_media: MediaServer) -> Iterator[MediaServer]:
+    """A site with videos that nobody has asked for anything yet; one per test process."""
+    _media.reset()
+    yield _media
+    _media.reset()
