@@ -36,6 +36,7 @@ from .containment import Containment, declaration
 from .db import Database, DatabaseUnavailable
 from .files import off_loop
 from .frame import Frame, handle_errors, not_found
+from .hub import Hub
 from .jobs import Jobs
 from .jwts import Signer
 from .logs import LogFile
@@ -91,17 +92,17 @@ def create_app() -> FastAPI:
     app.state.upstream = _upstream(config)
     app.state.redis = system.open_redis(config.redis_url)
     app.state.channel = Channel(app.state.redis)
+    app.state.live = live.Live(Hub(database, app.state.redis))
     app.state.spotify = Spotify(app.state.upstream)
     app.state.outbox = Outbox(
         database, app.state.upstream, timeout_s=config.upstream_timeout_s, backoff_s=config.upstream_backoff_s
     )
     app.state.signer = Signer(config.secret_key, config.secret_key_fallbacks)
     app.router.default = not_found
-    app.add_middleware(
-        Frame,
-        cookie=SessionCookie(config.secret_key, config.secret_key_fallbacks, secure=config.secure_cookies),
-        secure=config.secure_cookies,
+    app.state.session_cookie = SessionCookie(
+        config.secret_key, config.secret_key_fallbacks, secure=config.secure_cookies
     )
+    app.add_middleware(Frame, cookie=app.state.session_cookie, secure=config.secure_cookies)
     app.state.gateway_shadow = declaration(database.engine)
     app.add_middleware(Containment)
     handle_errors(app)
@@ -144,6 +145,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        await app.state.live.aclose()
         await app.state.jobs.aclose()
         await app.state.outbox.aclose()
         await app.state.upstream.aclose()

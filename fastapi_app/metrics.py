@@ -16,7 +16,7 @@ from .identity import Admin
 
 router = APIRouter(tags=["system"])
 
-GAUGES = {"checked_out", "connections", "in_flight", "mean_ms", "running", "size", "slowest_ms", "waiting"}
+GAUGES = {"checked_out", "connections", "in_flight", "mean_ms", "running", "size", "slowest_ms", "sockets", "waiting"}
 
 
 class Part(Protocol):
@@ -38,6 +38,8 @@ async def metrics(request: Request, _: Admin) -> Response:
         "commands": commands,
         "files": files,
         "passwords": passwords,
+        "live": state.live,
+        "channel": state.channel,
     }
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Parts(parts))

@@ -355,6 +355,7 @@ jobs = Table(  # work that goes on after the answer; the row is the truth about 
     Column("started_at", Timestamp),
     Column("finished_at", Timestamp),
     Index(None, "type", "status"),
+    Index(None, "status"),
     Index(None, "target"),
     UniqueConstraint("active_type"),
     **_ENGINE,

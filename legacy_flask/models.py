@@ -317,6 +317,7 @@ class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         Index(None, "type", "status"),
+        Index(None, "status"),
         Index(None, "target"),
         UniqueConstraint("active_type"),
         Base.__table_args__,
