@@ -1,0 +1,48 @@
+"""What the tests in a browser share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from tests.support.chromium import MODES, Site, Watch, chromium, seeded, visit
+from tests.support.chromium import site as serve_site
+from tests.support.upstreams import Upstream
+
+
+@pytest.fixture(scope="session")
+def demo_library(_upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return seeded(tmp_path_factory.mktemp("demo"), _upstream.url)
+
+
+@pytest.fixture(scope="module", params=MODES)
+def site(
+    request: pytest.FixtureRequest, demo_library: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    """The demo library behind a gateway, once for each way to split the routes."""
+    with serve_site(tmp_path_factory.mktemp(request.param), request.param, demo_library) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def visitor(browser: Browser, site: Site) -> Iterator[tuple[Page, Watch]]:
+    """A page of a fresh profile and what it asked for; the test fails when the page complains or asks elsewhere."""
+    with visit(browser, site) as visiting:
+        yield visiting
+
+
+@pytest.fixture
+def page(visitor: tuple[Page, Watch]) -> Page:
+    return visitor[0]
+
+
+@pytest.fixture
+def watch(visitor: tuple[Page, Watch]) -> Watch:
+    return visitor[1]
