@@ -327,22 +327,26 @@ const LONGEST_WAIT_MS = 30_000;
 
 /**
  * Progress of downloads and jobs, `onDocument(doc)` for each change; `which`: "all" or ["download:7", "job:<id>"].
- * By WebSocket, and by polling while there is none. Returns stop().
+ * By WebSocket ("live"), and by "polling" while there is none, as `onWay` is told. Returns stop().
  */
-export function live(which, onDocument) {
+export function live(which, onDocument, onWay = () => {}) {
   let socket = null;
   let stopped = false;
   let wait = 1000;
   let stopPolling = null;
   let timer = 0;
 
-  const fallBack = () => (stopPolling ??= poll(pollProgress(which, onDocument), POLL_MS));
+  const fallBack = () => {
+    stopPolling ??= poll(pollProgress(which, onDocument), POLL_MS);
+    onWay("polling");
+  };
   const connect = () => {
     socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws/jobs`);
     socket.onopen = () => {
       wait = 1000;
       stopPolling?.();
       stopPolling = null;
+      onWay("live");
       socket.send(JSON.stringify({subscribe: which}));
     };
     socket.onmessage = ({data}) => {
