@@ -37,11 +37,12 @@ from .db import Database, DatabaseUnavailable
 from .files import off_loop
 from .frame import Frame, handle_errors, not_found
 from .hub import Hub
-from .jobs import Jobs
 from .jwts import Signer
+from .kinds import ERRANDS, KINDS
 from .logs import LogFile
 from .outbox import Outbox
 from .progress import Channel
+from .queue import Queue
 from .sessions import SessionCookie
 from .upstreams.client import UpstreamClient
 from .upstreams.spotify import Spotify
@@ -88,14 +89,18 @@ def create_app() -> FastAPI:
     )
     app.state.settings = config
     app.state.database = database
-    app.state.jobs = Jobs(database)
     app.state.upstream = _upstream(config)
+    app.state.queue = queue = Queue(config.redis_url, {**KINDS, **ERRANDS})
     app.state.redis = system.open_redis(config.redis_url)
     app.state.channel = Channel(app.state.redis)
     app.state.live = live.Live(Hub(database, app.state.redis))
     app.state.spotify = Spotify(app.state.upstream)
     app.state.outbox = Outbox(
-        database, app.state.upstream, timeout_s=config.upstream_timeout_s, backoff_s=config.upstream_backoff_s
+        database,
+        app.state.upstream,
+        timeout_s=config.upstream_timeout_s,
+        backoff_s=config.upstream_backoff_s,
+        queue=queue if config.redis_url else None,
     )
     app.state.signer = Signer(config.secret_key, config.secret_key_fallbacks)
     app.router.default = not_found
@@ -146,9 +151,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await app.state.live.aclose()
-        await app.state.jobs.aclose()
         await app.state.outbox.aclose()
         await app.state.upstream.aclose()
+        app.state.queue.close()
         commands.stop()
         if app.state.redis is not None:
             await app.state.redis.aclose()

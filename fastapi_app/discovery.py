@@ -7,7 +7,7 @@ from operator import itemgetter
 from typing import Any
 
 from fastapi import APIRouter, Request
-from sqlalchemy import Column, Select, insert, select
+from sqlalchemy import Column, Select, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
@@ -34,6 +34,7 @@ Matches = Sequence[tuple[int, youtube.FoundVideo]]  # score and video, the best 
 Note = Callable[[AsyncConnection, list[dict[str, Any]]], Awaitable[None]]
 
 _MONITORED = select(artists.c.id, artists.c.name).where(artists.c.monitored).order_by(artists.c.id)
+_HOW_MANY = select(func.count()).where(artists.c.monitored)
 
 
 # Artists
@@ -157,27 +158,22 @@ async def discover_all(request: Request, db: DbDep, _: Manager) -> Response:
     return success("Discovery started", 202, job_id=await start_all(request, db))
 
 
-async def start_all(request: Request, db: Db, max_videos: int | None = None) -> str:
-    """Begin to look for new videos of all monitored artists, `max_videos` of each; the job's id.
+async def start_all(request: Request, db: Db, max_videos: int | None = None, job_id: str = "") -> str:
+    """Have new videos of all monitored artists looked for, `max_videos` of each; the job's id.
 
     Raises ApiError 400 without a key, 409 while such a job is running.
     """
     texts = await settings.texts(db)
     youtube.key_of(texts)
-    monitored = (await db.execute(_MONITORED)).all()
-    limit = _most(texts) if max_videos is None else max_videos
-
-    async def work(report: jobs.Report) -> dict[str, Any]:
-        return await _discover(request, texts, monitored, limit, report)
-
-    return await jobs.start(request, "discovery", work, busy="Discovery is running already", artists=len(monitored))
+    arguments = {"max_videos": _most(texts) if max_videos is None else max_videos}
+    busy, number = "Discovery is running already", await db.scalar(_HOW_MANY)
+    return await jobs.start(request, "discovery", arguments, busy=busy, job_id=job_id, artists=number)
 
 
-async def _discover(
-    request: Request, texts: Mapping[str, str], monitored: Sequence[Any], limit: int, report: jobs.Report
-) -> dict[str, Any]:
-    """Look many artists up at the same time, store what they have one after the other."""
+async def discover(request: Request, arguments: Mapping[str, Any], report: jobs.Report) -> dict[str, Any]:
+    """Look many artists up at the same time, store what they have one after the other: at most `max_videos` of each."""
     db, gate = Db(request.app.state.database), asyncio.Semaphore(AT_ONCE)
+    texts, monitored, limit = await settings.texts(db), await db.rows(_MONITORED), arguments["max_videos"]
     result = {"artists": len(monitored), "failed": 0, "stored": 0}
 
     async def look_up(name: str) -> Matches | ApiError:

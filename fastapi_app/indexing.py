@@ -15,13 +15,12 @@ from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from . import commands, events
+from . import commands, events, jobs
 from .artists import changes
 from .config import Settings
 from .db import Db, insert_row
 from .files import existing_file, off_loop, safe_name
 from .http import ApiError
-from .jobs import Report
 from .models import artists, name_key, sort_name, videos
 from .organizing import Guess, is_video, parse_name, problem, title_key
 
@@ -228,7 +227,12 @@ def _news(row: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
 # The job
 
 
-async def index(request: Request, report: Report) -> dict[str, Any]:
+async def start(request: Request) -> str:
+    """Have the library indexed; the job's id. Raises ApiError 409 while it is."""
+    return await jobs.start(request, "index", {}, busy="The library is being indexed already")
+
+
+async def index(request: Request, _arguments: Mapping[str, Any], report: jobs.Report) -> dict[str, Any]:
     """Enter every video of the library, and complete what is known of it. Nothing is taken out."""
     config, db = request.app.state.settings, Db(request.app.state.database)
     files = await library_files(config)

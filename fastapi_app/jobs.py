@@ -1,154 +1,218 @@
-"""Work that goes on after the answer: a task of this process, and a row of `jobs` that says how far it is.
+"""Work that goes on after the answer: a row of `jobs`, the truth about it, and a worker that does it.
 
-The row is the truth. One that nobody has touched for a while belongs to a process that is gone.
+A row is `queued`, then `running`, then `completed`, `failed` or `cancelled`. Who takes it counts `attempts`, and writes
+to it only while it is running and nobody else has counted. So a row that was cancelled or taken over is not changed by
+who had it, and to end a job is to change its status. `updated_at` is a sign of life.
 """
 
-import asyncio
-import logging
-import time
+import random
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from fastapi import Request
-from sqlalchemy import and_, bindparam, insert, select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy import ColumnElement, and_, bindparam, insert, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .audit import audit
 from .containment import refuse
-from .db import Database, DatabaseUnavailable, Db
+from .db import Db
 from .http import ApiError
 from .models import jobs, utcnow
 
-log = logging.getLogger("fastapi_app")
-
 ACTIVE = ("queued", "running")
 REPORT_EVERY_S = 0.5
-GONE_AFTER = timedelta(minutes=5)  # without a sign of life; every job reports more often
+LOOK_EVERY_S = 0.5  # at the own row
+SIGN_EVERY_S = 5.0  # of life
+GONE_AFTER = timedelta(minutes=5)  # without a sign of life; every job gives them more often
+BACKOFF_S = 5.0  # before the first repetition
+MAX_BACKOFF_S = 300.0
 
 UNEXPECTED = "The work was ended by an unexpected error"
-STOPPED = "The server was stopped"
+TOO_LONG = "The work took too long"
 GONE = "The process that did the work is gone"
 
 Report = Callable[[int, str], Awaitable[None]]
-Work = Callable[[Report], Awaitable[dict[str, Any]]]
+Work = Callable[[Request, Mapping[str, Any], Report], Coroutine[Any, Any, dict[str, Any]]]
 
 _ACTIVE = jobs.c.status.in_(ACTIVE)
+_ONE = select(jobs).where(jobs.c.id == bindparam("job_id"))
 _RUNNING = (
-    select(jobs.c.id).where(jobs.c.type == bindparam("kind"), _ACTIVE, jobs.c.updated_at > bindparam("since")).limit(1)
+    select(jobs.c.id)
+    .where(jobs.c.type == bindparam("kind"), _ACTIVE, jobs.c.updated_at > bindparam("since"))
+    .where(jobs.c.parent_id.is_(None))
+    .order_by(jobs.c.created_at)
+    .limit(1)
 )
+_RUNNING_TARGET = _RUNNING.where(jobs.c.target == bindparam("target"))
 
 
-async def start(request: Request, kind: str, work: Work, *, busy: str = "", **detail: Any) -> str:
-    """Begin `work(report)` in a task that ends with the application at the latest; the id of its row.
-
-    With `busy`, a sentence, there is one such job at a time: raises ApiError 409 with the id of the one that runs.
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of work: the queue of Redis where it waits, and `work(request, arguments, report)`.
 
     `work` awaits `report(percent, message)` as often as it likes and returns the result for the row. What it raises
-    ends the job with a sentence: an ApiError with its own. It outlives the request, so it opens its own `Db`.
+    ends the job with a sentence: an ApiError with its own, and for good; anything else after `attempts` attempts.
+    `request` is none that a client has sent: its `app` is a whole application, its `state.user` who has begun the job.
+    """
+
+    queue: str
+    timeout_s: float
+    attempts: int
+    work: Work
+    has_rows: bool = True
+
+
+class Taken(Exception):
+    """The job is somebody else's, or over: there is nothing left to do for us."""
+
+
+# Beginning
+
+
+async def start(
+    request: Request,
+    kind: str,
+    arguments: Mapping[str, Any],
+    *,
+    target: str = "",
+    busy: str = "",
+    job_id: str = "",
+    **detail: Any,
+) -> str:
+    """Have the work of this kind done by a worker; the id of its row. `arguments` are JSON, `detail` is for the audit.
+
+    With `busy`, a sentence, there is one such job at a time for each target: raises ApiError 409 with the id of the one
+    that runs. Raises ApiError 503 without a Redis.
     """
     refuse("jobs", kind)
-    job_id, user = uuid.uuid4().hex, getattr(request.state, "user", None)
-    row = {"id": job_id, "type": kind, "active_type": kind if busy else None, "created_by": user.id if user else None}
+    queue, user = request.app.state.queue, getattr(request.state, "user", None)
+    await queue.check()
+    row = {
+        "id": job_id or uuid.uuid4().hex,
+        "type": kind,
+        "active_type": ":".join(filter(None, (kind, target))) if busy else None,
+        "target": target or None,
+        "arguments": dict(arguments),
+        "created_by": user.id if user else None,
+    }
     db = Db(request.app.state.database)
     try:
         async with db.transaction() as connection:
-            await _end_forgotten(connection)
-            await _refuse_second(connection, kind, busy)
+            await _end_forgotten(connection, kind, target)
+            await _refuse_second(connection, kind, target, busy)
             await connection.execute(insert(jobs).values(row))
             await audit(connection, request, "jobs.start", f"job:{kind}", **detail)
     except IntegrityError:  # somebody else began it at the same time
-        async with db.transaction() as connection:
-            await _refuse_second(connection, kind, busy)
+        await _refuse_second(db, kind, target, busy)
         raise
-    request.app.state.jobs.run(job_id, work)
-    return job_id
+    await queue.put(kind, row["id"])
+    return str(row["id"])
 
 
-async def running(db: Db | AsyncConnection, kind: str) -> str | None:
+async def running(db: Db | AsyncConnection, kind: str, target: str = "") -> str | None:
     """The id of a job of this kind that has not ended."""
-    row = (await db.execute(_RUNNING, {"kind": kind, "since": utcnow() - GONE_AFTER})).first()
+    values = {"kind": kind, "since": utcnow() - GONE_AFTER}
+    if target:
+        row = (await db.execute(_RUNNING_TARGET, values | {"target": target})).first()
+    else:
+        row = (await db.execute(_RUNNING, values)).first()
     return row.id if row else None
 
 
-async def _refuse_second(connection: AsyncConnection, kind: str, busy: str) -> None:
-    job_id = await running(connection, kind) if busy else None
+async def _refuse_second(db: Db | AsyncConnection, kind: str, target: str, busy: str) -> None:
+    job_id = await running(db, kind, target) if busy else None
     if job_id is not None:
         raise ApiError(409, busy, job_id=job_id)
 
 
-async def _end_forgotten(connection: AsyncConnection) -> None:
-    forgotten = and_(_ACTIVE, jobs.c.updated_at <= utcnow() - GONE_AFTER)
+async def _end_forgotten(connection: AsyncConnection, kind: str, target: str) -> None:
+    """Those that nobody has touched for so long would keep a new one from beginning."""
+    forgotten = and_(jobs.c.type == kind, _ACTIVE, jobs.c.updated_at <= utcnow() - GONE_AFTER)
+    if target:
+        forgotten = and_(forgotten, jobs.c.target == target)
     ended = {"status": "failed", "active_type": None, "error": GONE, "finished_at": utcnow()}
     await connection.execute(update(jobs).where(forgotten).values(ended))
 
 
-class Jobs:
-    """The jobs that this process does."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._ends: dict[asyncio.Task[dict[str, Any]], asyncio.Task[None]] = {}
-
-    def run(self, job_id: str, work: Work) -> None:
-        progress = Progress(self._database, job_id)
-        working = asyncio.create_task(self._begin(job_id, work, progress), name=f"job {job_id}")
-        self._ends[working] = end = asyncio.create_task(self._end(job_id, working, progress))
-        end.add_done_callback(lambda _: self._ends.pop(working))
-
-    async def aclose(self) -> None:
-        """Cancel what still runs, and wait until its rows say so."""
-        for working in self._ends:
-            working.cancel()
-        await asyncio.gather(*self._ends.values())
-
-    async def _begin(self, job_id: str, work: Work, progress: "Progress") -> dict[str, Any]:
-        await _write(self._database, job_id, status="running", started_at=utcnow())
-        return await work(progress.report)
-
-    async def _end(self, job_id: str, working: asyncio.Task[dict[str, Any]], progress: "Progress") -> None:
-        end: dict[str, Any]
-        try:
-            result = await working
-        except ApiError as error:
-            end = {"status": "failed", "error": error.message}
-        except asyncio.CancelledError:
-            end = {"status": "cancelled", "error": STOPPED}
-        except Exception:
-            log.exception("job %s", job_id)
-            end = {"status": "failed", "error": UNEXPECTED}
-        else:
-            progress.percent = 100
-            end = {"status": "completed", "result": result}
-        end |= {"progress": progress.percent, "message": progress.message, "active_type": None, "finished_at": utcnow()}
-        try:
-            await _write(self._database, job_id, **end)
-        except Exception:
-            log.exception("the end of job %s could not be noted", job_id)
+# Parts
 
 
-class Progress:
-    """What was reported last. It is written twice a second at most, and at the end."""
+async def start_parts(request: Request, parent_id: str, kind: str, arguments: Sequence[Mapping[str, Any]]) -> None:
+    """To be called by the work of `parent_id`, which is `request.state.job_id`: have parts of it done by other workers.
 
-    def __init__(self, database: Database, job_id: str) -> None:
-        self._database, self._job_id = database, job_id
-        self.percent, self.message = 0, ""
-        self._written_at = time.monotonic()
+    The progress of the whole is that of its parts. When the work has returned, the last part that ends completes it:
+    numbers of all results are added. If one of them failed, the whole has failed, but not before all have ended.
+    Called again, after a crash, it begins nothing twice.
+    """
+    refuse("jobs", kind)
+    rows = [
+        {"id": f"{parent_id[:55]}-{number}", "parent_id": parent_id, "type": kind, "arguments": dict(one)}
+        for number, one in enumerate(arguments)
+    ]
+    async with Db(request.app.state.database).transaction() as connection:
+        known = set((await connection.execute(select(jobs.c.id).where(jobs.c.parent_id == parent_id))).scalars())
+        new = [row for row in rows if row["id"] not in known]
+        if new:
+            await connection.execute(insert(jobs), new)
+    for row in new:
+        await request.app.state.queue.put(kind, str(row["id"]))
 
-    async def report(self, percent: int, message: str = "") -> None:
-        """`percent` is held within 0 and 100, `message` cut at 500 characters."""
-        self.percent, self.message = min(max(int(percent), 0), 100), message[:500]
-        if time.monotonic() - self._written_at < REPORT_EVERY_S:
-            return
-        self._written_at = time.monotonic()
-        try:
-            await _write(self._database, self._job_id, progress=self.percent, message=self.message)
-        except (DBAPIError, DatabaseUnavailable):
-            log.warning("the progress of job %s could not be noted", self._job_id)
+
+async def sum_up(connection: AsyncConnection, parent_id: str) -> None:
+    """Bring a job whose parts do the work up to date, and complete it when they have ended."""
+    parent = (await connection.execute(_ONE.with_for_update(), {"job_id": parent_id})).first()
+    if parent is None or parent.status != "running" or parent.runner is not None:
+        return
+    parts = (await connection.execute(select(jobs).where(jobs.c.parent_id == parent_id).order_by(jobs.c.id))).all()
+    if not parts:
+        return
+    over = [part for part in parts if part.status not in ACTIVE]
+    percent = sum(100 if part.status not in ACTIVE else part.progress for part in parts) // len(parts)
+    values: dict[str, Any] = {"progress": percent, "message": f"{len(over)} of {len(parts)} parts"}
+    if len(over) == len(parts):
+        error = next((part.error for part in parts if part.status != "completed"), None)
+        result = _added([parent.result or {}, *(part.result or {} for part in parts)])
+        values |= {"status": "failed" if error else "completed", "result": result, "error": error}
+        values |= {"active_type": None, "finished_at": utcnow()}
+    await connection.execute(update(jobs).where(jobs.c.id == parent_id).values(values))
 
 
-async def _write(database: Database, job_id: str, **values: Any) -> None:
-    async with Db(database).transaction() as connection:
-        await connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
+def _added(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    total: dict[str, Any] = {}
+    for result in results:
+        for name, value in result.items():
+            adds = isinstance(value, int | float | list) and isinstance(total.get(name), int | float | list)
+            total[name] = total[name] + value if adds else value
+    return total
+
+
+# Ending
+
+
+async def cancel(connection: AsyncConnection, job_id: str) -> bool:
+    """End a job and its parts, wherever they are being done; whether there was anything to end."""
+    ended = {"status": "cancelled", "active_type": None, "retry_at": None, "finished_at": utcnow()}
+    whole = await connection.execute(update(jobs).where(jobs.c.id == job_id, _ACTIVE).values(ended))
+    await connection.execute(update(jobs).where(jobs.c.parent_id == job_id, _ACTIVE).values(ended))
+    return whole.rowcount == 1
+
+
+def put_back(row: Any, attempts: int, error: str) -> dict[str, Any]:
+    """What becomes of a row whose work has broken off: it waits a while for the next attempt, or it has failed."""
+    if row.attempts < attempts and row.arguments is not None:
+        return {"status": "queued", "runner": None, "retry_at": utcnow() + _pause(row.attempts)}
+    return {"status": "failed", "active_type": None, "error": error, "finished_at": utcnow()}
+
+
+def _pause(attempts: int) -> timedelta:
+    longest = min(MAX_BACKOFF_S, BACKOFF_S * 2.0 ** (attempts - 1))
+    return timedelta(seconds=longest * random.uniform(0.5, 1))  # noqa: S311 - no secret
+
+
+def held(row: Any) -> ColumnElement[bool]:
+    """Whether a row is still with the one who has claimed it so."""
+    return and_(jobs.c.id == row.id, jobs.c.attempts == row.attempts, jobs.c.status == "running")

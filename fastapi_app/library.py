@@ -4,7 +4,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from fastapi import APIRouter, Request
 from sqlalchemy import func, select
 from starlette.responses import Response
 
-from . import indexing, intake, jobs, settings
+from . import indexing, intake, settings
 from .artists import has_genre
 from .db import DbDep
 from .files import off_loop
@@ -155,8 +154,7 @@ async def index_library(request: Request, db: DbDep, _: Manager) -> Response:
         new = [file for file in files if file.path not in known]
         listed = [intake.file_json(file) for file in new[:MAX_LISTED]]
         return success(f"{len(new)} of {len(files)} files have no row", files=listed, count=len(new))
-    work, busy = partial(indexing.index, request), "The library is being indexed already"
-    job_id = await jobs.start(request, "index", work, busy=busy)
+    job_id = await indexing.start(request)
     return success("The library is being indexed", 202, job_id=job_id)
 
 

@@ -34,6 +34,7 @@ async def metrics(request: Request, _: Admin) -> Response:
     state = request.app.state
     parts: dict[str, Part] = {
         "database": state.database,
+        "queue": state.queue,
         "upstream": state.upstream,
         "commands": commands,
         "files": files,

@@ -1,4 +1,4 @@
-"""The outbox: what `events` has written is sent from here, by tasks of each process.
+"""The outbox: what `events` has written is sent from here, by a worker; without a Redis by tasks of each process.
 
 A row is claimed by compare-and-set, so one process of either application sends it. Of each webhook only the oldest
 unfinished row can be claimed: deliveries keep their order. A claim that was not renewed for a minute belonged to a
@@ -20,6 +20,7 @@ from sqlalchemy import and_, bindparam, delete, func, select, update
 
 from .db import Database, Db
 from .models import utcnow, webhook_deliveries, webhooks
+from .queue import Queue
 from .upstreams.ask import Unreachable, post
 from .upstreams.client import UpstreamClient
 
@@ -28,6 +29,7 @@ TIMEOUT_S = 10.0
 MAX_PAUSE_S = 20.0  # between two attempts
 LEASE = timedelta(seconds=60)  # longer than an attempt and the pause before it
 CONCURRENCY = 10  # deliveries at once, each to another webhook
+TURN_S = 60.0  # of a worker
 TROUBLE_S = 5.0  # before the next look, when the database could not be asked
 KEEP, KEEP_ROWS = timedelta(days=30), 1000  # of what is finished: so long, and so many of each webhook
 TRIM_EVERY_S = 3600.0
@@ -95,8 +97,18 @@ class Sent(NamedTuple):
 class Outbox:
     """The deliveries that this process makes, at most CONCURRENCY at once."""
 
-    def __init__(self, database: Database, client: UpstreamClient, *, timeout_s: float, backoff_s: float) -> None:
-        self._database, self._client = database, client
+    def __init__(
+        self,
+        database: Database,
+        client: UpstreamClient,
+        *,
+        timeout_s: float,
+        backoff_s: float,
+        queue: Queue | None = None,
+    ) -> None:
+        """With a queue, workers send; see `empty`."""
+        self._database, self._client, self._queue = database, client, queue
+        self._calling: asyncio.Task[None] | None = None
         self._timeout_s, self._backoff_s = min(timeout_s, TIMEOUT_S), backoff_s
         self._more = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
@@ -105,11 +117,29 @@ class Outbox:
 
     async def begin(self) -> None:
         """With the start of the process: take over what one that is gone has left, and wait for more."""
-        self._watching = asyncio.create_task(self._watch(await self._look()), name="webhooks")
+        if self._queue is None:
+            self._watching = asyncio.create_task(self._watch(await self._look()), name="webhooks")
 
     def deliver(self) -> None:
         """Send what waits, soon."""
         self._more.set()
+        if self._queue is not None and (self._calling is None or self._calling.done()):
+            self._calling = asyncio.create_task(self._call(self._queue), name="webhooks")
+
+    async def _call(self, queue: Queue) -> None:
+        while self._more.is_set():
+            self._more.clear()
+            await queue.put("webhooks")
+
+    async def empty(self) -> None:
+        """Send what can be sent now, for TURN_S at most: others wait for the same worker."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TURN_S):
+                await self._look()
+                while self._tasks:
+                    await self._more.wait()
+                    self._more.clear()
+                    await self._look()
 
     async def send(self, url: str, secret: str | None, event_type: str, delivery: str, payload: str) -> Sent:
         """One attempt. Receivers compare the signature with the HMAC of the bytes that they got."""
@@ -125,6 +155,8 @@ class Outbox:
 
     async def aclose(self) -> None:
         """Stop. What was not delivered goes back to the others."""
+        if self._calling is not None:
+            await asyncio.gather(self._calling, return_exceptions=True)
         tasks = [task for task in (self._watching, *self._tasks.values()) if task]
         for task in tasks:
             task.cancel()
@@ -148,7 +180,7 @@ class Outbox:
     async def _deliver_all(self) -> float | None:
         """Begin what can be begun. Seconds until more may be possible by itself; None when nothing is left."""
         rows = [Delivery(*row) for row in await Db(self._database).execute(_TURNS)]
-        if not rows:
+        if not rows and self._queue is None:
             await self._trim_now_and_then()
         gone, until = utcnow() - LEASE, []
         for row in rows:
@@ -167,7 +199,7 @@ class Outbox:
 
     def _end(self, webhook_id: int) -> None:
         del self._tasks[webhook_id]
-        self.deliver()
+        self._more.set()
 
     async def _deliver(self, delivery: Delivery) -> None:
         try:

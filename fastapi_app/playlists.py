@@ -5,12 +5,12 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
 
-from . import events, settings
+from . import events, jobs, settings
 from .artists import name_fields
 from .audit import audit
 from .bulk import insert_many, select_among
@@ -36,6 +36,7 @@ class Entry(NamedTuple):
 
 
 _ALL = select(playlist_monitors).order_by(playlist_monitors.c.id)
+_HOW_MANY = select(func.count()).select_from(playlist_monitors)
 _ONE = select(playlist_monitors).where(playlist_monitors.c.id == bindparam("monitor_id"))
 _ONE_LOCKED = _ONE.with_for_update()
 _VIDEOS = select(videos.c.id, videos.c.youtube_id, videos.c.title)
@@ -87,6 +88,29 @@ async def sync_monitor(request: Request, monitor_id: int, db: DbDep, _: Member) 
     monitor, texts = await _find(db, monitor_id), await settings.texts(db)
     items = await youtube.playlist_items(request.app.state.upstream, texts, monitor.playlist_id)
     return success("Playlist synced", **await store(request, db, monitor_id, items))
+
+
+async def start_all(request: Request, db: Db, job_id: str = "") -> str:
+    """Have all playlists synced; the job's id. Raises ApiError 400 without a key, 409 while such a job is running."""
+    youtube.key_of(await settings.texts(db))
+    busy, number = "The playlists are being synced already", await db.scalar(_HOW_MANY)
+    return await jobs.start(request, "playlists", {}, busy=busy, job_id=job_id, playlists=number)
+
+
+async def sync_all(request: Request, _: Mapping[str, Any], report: jobs.Report) -> dict[str, Any]:
+    """One playlist after the other: each holds its row while it is stored."""
+    db = Db(request.app.state.database)
+    texts, monitors = await settings.texts(db), await db.rows(_ALL)
+    result = {"playlists": len(monitors), "failed": 0, "added": 0, "queued": 0}
+    for number, monitor in enumerate(monitors, 1):
+        try:
+            items = await youtube.playlist_items(request.app.state.upstream, texts, monitor.playlist_id)
+            counts = await store(request, db, monitor.id, items)
+            result |= {name: result[name] + counts[name] for name in ("added", "queued")}
+        except ApiError:  # gone, private, or the service is down
+            result["failed"] += 1
+        await report(100 * number // len(monitors), f"{number} of {len(monitors)} playlists")
+    return result
 
 
 async def store(request: Request, db: Db, monitor_id: int, items: Sequence[youtube.PlaylistItem]) -> dict[str, Any]:

@@ -105,11 +105,11 @@ class PortSide(_Rows):
         return await fastapi_app.intake.organize(self.request, db, files, with_nfo=with_nfo)
 
     def index(self) -> dict[str, Any]:
-        return self.run(fastapi_app.indexing.index(self.request, _silent))
+        return self.run(fastapi_app.indexing.index(self.request, {}, _silent))
 
     def index_twice_at_once(self) -> list[dict[str, Any]]:
         index = fastapi_app.indexing.index
-        return self.run(_both(index(self.request, _silent), index(self.request, _silent)))
+        return self.run(_both(index(self.request, {}, _silent), index(self.request, {}, _silent)))
 
 
 @contextmanager
