@@ -160,7 +160,7 @@ FIRST_RUN = [
 
 SESSIONS = [
     read("auth.check", "anonymous", "/auth/check", user="anonymous"),
-    *(read("auth.check", user, "/auth/check", user=user, mask=LAST_LOGIN) for user in ("readonly", "admin", "veteran")),
+    *(read("auth.check", user, "/auth/check", user=user, mask=LAST_LOGIN) for user in ("readonly", "admin")),
     read("auth.check", "slides", "/auth/check", user="user", sql=(IDLE,), mask=LAST_LOGIN, wire="W32"),
     read("auth.check", "expired", "/auth/check", user="user", sql=(EXPIRED,)),
     read("auth.check", "user-deactivated", "/auth/check", user="user", sql=(INACTIVE,)),

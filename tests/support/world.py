@@ -1,6 +1,7 @@
 """One database, both reference applications on it, the gateway in front and the services they ask; in this process."""
 
 import asyncio
+import json
 import os
 import secrets
 import time
@@ -28,12 +29,16 @@ from gateway.settings import Settings
 from gateway.wsgi import WsgiBackend
 from legacy_flask.models import Setting
 from legacy_flask.seed import seed
+from tests.cases import HOST, ORIGIN, PASSWORDS
 
 from .asgi import Lifespan, ask
 from .traces import Snapshot
 from .upstreams import upstream
 
 ROOT = Path(__file__).parents[2]
+# Used long ago or now, a session slides: with the next request that comes a minute later, whichever that is.
+_FRESH_FOR_EVER = "UPDATE user_sessions SET last_activity_at = '2100-01-01 00:00:00.000000', expires_at = '2100-01-02 00:00:00.000000'"
+ROLES = ("readonly", "user", "manager", "admin")  # and the names of those who have them
 ALONE = "Flask alone"
 LEGACY, FASTAPI = (backend.value for backend in Backend)  # behind the gateway
 _UNFINISHED = (
@@ -86,6 +91,8 @@ class World:
         seed(self._alone, "small", demo=True)
         self._engines = [app.extensions["engine"] for app in (self._alone, behind)]
         self._set({**self.upstream.settings, "max_concurrent_downloads": "0"})  # what is queued stays so
+        self.cookies = {"anonymous": {}, **{user: self._sign_in(user) for user in ROLES}}
+        self.execute([_FRESH_FOR_EVER])
         self.on_mariadb = self._engines[0].dialect.name != "sqlite"
         self.snapshot = Snapshot(self._engines[0], home / "live", home / "keep")
         self._log_file = home / "app.log"
@@ -165,6 +172,15 @@ class World:
         answer = self._runner.run(ask(self._gateway, request.method, request.target, headers, request.body, **paths))
         assert answer.complete
         return Observation(Backend(side), answer.status, tuple(answer.headers), answer.body)
+
+    def _sign_in(self, user: str) -> dict[str, str]:
+        """The cookies of a browser in which this user has signed in to Flask."""
+        body = json.dumps({"username": user, "password": PASSWORDS[user]}).encode()
+        headers = (("Host", HOST), ("Origin", ORIGIN), ("Content-Type", "application/json"))
+        answer = self._ask_alone(Request("POST", "/auth/login", headers, body))
+        assert answer.status == 200, answer.body
+        pairs = [value.partition(";")[0] for name, value in answer.headers if name.lower() == "set-cookie"]
+        return dict(pair.split("=", 1) for pair in pairs)
 
     def _ask_alone(self, request: Request) -> Observation:
         builder = EnvironBuilder(method=request.method, headers=list(request.headers), data=request.body)
