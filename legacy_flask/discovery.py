@@ -172,7 +172,8 @@ def start_all(max_videos: int | None = None) -> str:
             events.emit(db, "discovery.completed", result)
         return result
 
-    return jobs.start("discovery", work, busy="Discovery is running already", artists=len(artists))
+    arguments, busy = {"max_videos": limit}, "Discovery is running already"
+    return jobs.start("discovery", work, arguments=arguments, busy=busy, artists=len(artists))
 
 
 def search(texts: dict, artist_name: str) -> tuple[int, list[tuple]]:
