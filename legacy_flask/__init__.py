@@ -17,6 +17,7 @@ from . import (
     auth,
     db,
     discovery,
+    downloader,
     downloads,
     http,
     job_routes,
@@ -67,6 +68,7 @@ def create_app(config: dict | None = None) -> Flask:
     db.init_app(app)
     upstreams.init_app(app)
     outbox.init_app(app)
+    downloader.init_app(app)
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)
     return app

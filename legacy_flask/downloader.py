@@ -1,0 +1,84 @@
+"""The threads of this process that download: one that claims rows, and one for each row that it has."""
+
+import os
+import time
+from threading import Event, Lock, Thread
+
+from flask import Flask
+
+from . import downloading
+from .db import close_session
+from .downloading import Task
+
+LOOK_EVERY_S = 2.0  # when all places are taken, or only rows of others are left
+LOOK_AGAIN_S = 10.0  # between two requests that make an idle process look: the other application wakes nobody here
+TROUBLE_S = 5.0  # before the next look, when the database could not be asked
+
+
+class Downloader:
+    """The thread that claims is there as long as something waits or is running anywhere."""
+
+    def __init__(self, app: Flask) -> None:
+        self.app = app
+        self.lock, self.more = Lock(), Event()
+        self.thread = None
+        self.pid, self.looked_at = 0, float("-inf")
+
+    def begin(self) -> None:
+        """With a request: continue what one that is gone has left, or what others have queued."""
+        if self.pid != os.getpid() or time.monotonic() - self.looked_at > LOOK_AGAIN_S:
+            self.wake()
+
+    def wake(self) -> None:
+        """There is something to download: to be called after the commit."""
+        if self.app.config["SHADOW"]:
+            return
+        with self.lock:
+            if self.pid != os.getpid():  # threads do not survive a fork
+                self.pid, self.thread = os.getpid(), None
+            self.looked_at = time.monotonic()
+            self.more.set()
+            if self.thread is None:
+                self.thread = Thread(target=self.run, name="downloads", daemon=True)
+                self.thread.start()
+
+    def run(self) -> None:
+        while True:
+            self.more.clear()
+            pause_s = self.look()
+            if pause_s:
+                self.more.wait(pause_s)
+            elif self.is_idle():
+                return
+
+    def is_idle(self) -> bool:
+        with self.lock:
+            if not self.more.is_set():
+                self.thread = None
+            return self.thread is None
+
+    def look(self) -> float:
+        """Begin what can begin. Seconds until the next look; 0 when there is nothing more to do."""
+        with self.app.app_context():
+            try:
+                downloading.take_back()
+                downloading.tidy()
+                while downloading.is_room() and (task := downloading.claim()):
+                    Thread(target=self.work, args=(task,), name=f"download-{task.id}", daemon=True).start()
+                return LOOK_EVERY_S if downloading.is_more() else 0.0
+            except Exception:
+                self.app.logger.exception("downloads")
+                return TROUBLE_S
+            finally:
+                close_session()
+
+    def work(self, task: Task) -> None:
+        with self.app.app_context():
+            downloading.run(task)
+        self.wake()  # its place is free
+
+
+def init_app(app: Flask) -> None:
+    downloader = app.extensions["downloader"] = Downloader(app)
+    if not app.config["SHADOW"]:
+        app.before_request(downloader.begin)
