@@ -17,6 +17,7 @@ router = APIRouter(prefix="/api/settings", tags=["settings"])
 
 MASK = "********"
 MAX_KEY, MAX_VALUE = 100, 10_000
+SECRETS = ("youtube_api_key", "imvdb_api_key", "spotify_client_secret", "lastfm_api_key")  # also without a row yet
 
 DEFAULTS = {  # of settings that have no row
     "youtube_url": "https://www.googleapis.com/youtube/v3",
@@ -119,7 +120,7 @@ async def _store(connection: AsyncConnection, key: str, value: object) -> None:
         raise ApiError(400, "The setting is not valid text")
     row = (await connection.execute(_ONE_LOCKED, {"name": key})).first()
     if row is None:
-        await connection.execute(insert(settings).values(key=key, value=value))
+        await connection.execute(insert(settings).values(key=key, value=value, is_secret=key in SECRETS))
     elif value not in (row.value, MASK if row.is_secret else row.value):  # a form may send back what it was shown
         await connection.execute(update(settings).where(settings.c.key == key).values(value=value))
 

@@ -13,6 +13,7 @@ bp = Blueprint("settings", __name__, url_prefix="/api/settings")
 
 MASK = "********"
 MAX_KEY, MAX_VALUE = 100, 10_000
+SECRETS = ("youtube_api_key", "imvdb_api_key", "spotify_client_secret", "lastfm_api_key")  # also without a row yet
 
 DEFAULTS = {  # of settings that have no row
     "youtube_url": "https://www.googleapis.com/youtube/v3",
@@ -116,7 +117,7 @@ def store(db, key: str, value) -> Setting:
         raise ApiError(400, "The setting is not valid text")
     row = db.get(Setting, key, with_for_update=True)
     if row is None:
-        row = Setting(key=key, value=value)
+        row = Setting(key=key, value=value, is_secret=key in SECRETS)
         db.add(row)
     elif not (row.is_secret and value == MASK):  # a form that sends back what it was shown
         row.value = value

@@ -118,6 +118,7 @@ CASES = [
     put("new-key-unicode", 200, "x", "%C3%A9t%C3%A9%20"),
     put("secret", 200, "s3cret", SECRET),
     put("secret-mask-comes-back", 200, "********", SECRET, setup=(put("secret-first", 200, "s3cret", SECRET),)),
+    put("secret-that-has-no-row", 200, "s3cret", SECRET, sql=(f"DELETE FROM settings WHERE `key` = '{SECRET}'",)),
     put("secret-emptied", 200, "", SECRET, setup=(put("secret-first", 200, "s3cret", SECRET),)),
     put("list", 400, ["a"]),
     put("object", 400, {"a": 1}),
