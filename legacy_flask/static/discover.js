@@ -53,7 +53,7 @@ function search(title, label, find) {
       if (turn === asked) show(results, {content: failure(error, () => run(term))});
     }
   };
-  const node = form([{name: "q", label, type: "search", required: true, maxlength: 200}], "Search", ({q}) => run(q), {role: "search"});
+  const node = form([{name: "q", label, type: "search", required: true, maxlength: 200}], "Search", ({q}) => run(q), {role: "search", class: "form line"});
   return [card(title, [], node), results];
 }
 

@@ -129,7 +129,7 @@ function loadSchedule() {
       await loadSchedule();
       return answer;
     }, {picture: "search"}),
-    el("p", {}, mark({running: "running", planned: "completed"}[state] ?? "paused", state), " ",
+    el("p", {}, mark({running: "running", planned: "completed"}[state] ?? "", state), " ",
       plan.enabled ? `At ${plan.time} UTC, ${days}: ` : "Nothing happens by itself. ", `${plan.max_videos} new videos of each artist at most.`),
     el("p", {class: "muted"},
       plan.next_run && `Next time ${time(plan.next_run).toLocaleString()}. `,
@@ -155,7 +155,7 @@ function webhook(hook) {
     return answer;
   };
   return item([
-    el("strong", {class: "break"}, hook.url), " ", mark(hook.is_active ? "completed" : "paused", hook.is_active ? "on" : "off"),
+    el("strong", {class: "break"}, hook.url), " ", mark(hook.is_active ? "active" : "", hook.is_active ? "on" : "off"),
     el("div", {class: "muted"}, hook.events.includes("*") ? "Every event" : hook.events.join(", "), hook.secret && " · signed"),
     el("div", {class: "muted"}, last
       ? ["Last: ", badge(last.status), ` ${last.event_type}, `, ago(last.created_at), last.response_status && `, status ${last.response_status}`,
@@ -208,7 +208,7 @@ function account(row, page) {
   ], [
     chooser(`Role of ${row.username}`, ROLES, row.role, (role) => api("PUT", `/api/users/${row.id}/role`, {role})),
     !own && action("Sign out everywhere", () => api("DELETE", `/api/users/${row.id}/sessions`),
-      {about: row.username, ask: `Sign ${row.username} out on every device?`, kind: "danger"}),
+      {about: row.username, ask: `Sign ${row.username} out on every device?`}),
   ]);
 }
 
@@ -243,8 +243,8 @@ function loadAccount() {
     return card("Your account", action("Sign out everywhere", async () => {
       await api("DELETE", `/api/users/${user.id}/sessions`);
       location.assign("/login");
-    }, {kind: "danger", ask: "Sign out on every device, this one too?"}),
-    el("p", {}, el("strong", {}, user.username), " ", mark("paused", user.role)),
+    }, {ask: "Sign out on every device, this one too?", picture: "leave"}),
+    el("p", {}, el("strong", {}, user.username), " ", mark("", user.role)),
     more("Change the password", change));
   });
 }

@@ -63,7 +63,7 @@ export function action(label, work, {kind = "", ask = "", about = "", picture = 
   const node = el("button", {class: `button ${kind}`.trim(), type: "button", "aria-label": about ? `${label} ${about}` : null},
     picture && icon(picture), label);
   node.addEventListener("click", async () => {
-    const asked = {title: ask, confirm: label, danger: kind === "danger"};
+    const asked = {title: ask, confirm: label, danger: true};
     if (!ask || await confirmDialog(asked)) await attempt(node, work);
   });
   return node;
