@@ -1,8 +1,9 @@
 """What the environment says: where things are and which secret signs.
 
 DATABASE_URL, DATABASE_POOL_SIZE, DATABASE_MAX_OVERFLOW, SECRET_KEY, SECRET_KEY_FALLBACKS, DATA_PATH, LIBRARY_PATH,
-DOWNLOADS_PATH, REDIS_URL, FFMPEG, FFPROBE, DOWNLOAD_BACKOFF_S, BCRYPT_ROUNDS, SESSION_COOKIE_SECURE, ALLOWED_NETWORKS, UPSTREAM_TIMEOUT_S,
-UPSTREAM_BACKOFF_S, UPSTREAM_CONNECTIONS, UPSTREAM_HTTP2, LOG_FILE, SERVICE_UNIT, RESTART_COMMAND, GATEWAY_SHADOW.
+DOWNLOADS_PATH, REDIS_URL, FFMPEG, FFPROBE, DOWNLOAD_BACKOFF_S, JOB_STALE_S, BCRYPT_ROUNDS, SESSION_COOKIE_SECURE,
+ALLOWED_NETWORKS, UPSTREAM_TIMEOUT_S, UPSTREAM_BACKOFF_S, UPSTREAM_CONNECTIONS, UPSTREAM_HTTP2, LOG_FILE, SERVICE_UNIT,
+RESTART_COMMAND, GATEWAY_SHADOW.
 """
 
 import os
@@ -36,6 +37,7 @@ class Settings:
     redis_url: str = ""
     ffmpeg: str = "ffmpeg"
     ffprobe: str = "ffprobe"
+    job_stale_s: float = 60.0  # without a sign of life, then somebody else does it
     download_backoff_s: float = 10.0  # before the first repetition
     service_unit: str = ""  # of systemd, which runs us
     restart_command: tuple[str, ...] = ()
@@ -58,16 +60,18 @@ class Settings:
         if min(map(len, (secret_key, *fallbacks))) < MIN_SECRET_LENGTH:
             raise StartupError(f"SECRET_KEY is too short: at least {MIN_SECRET_LENGTH} characters")
         try:
-            timeout_s, backoff_s, download_backoff_s = (
+            timeout_s, backoff_s, download_backoff_s, job_stale_s = (
                 float(env.get(name) or default)
                 for name, default in (
                     ("UPSTREAM_TIMEOUT_S", 10),
                     ("UPSTREAM_BACKOFF_S", 0.5),
                     ("DOWNLOAD_BACKOFF_S", 10),
+                    ("JOB_STALE_S", 60),
                 )
             )
         except ValueError:
-            raise StartupError("UPSTREAM_TIMEOUT_S, UPSTREAM_BACKOFF_S, DOWNLOAD_BACKOFF_S must be seconds") from None
+            names = "UPSTREAM_TIMEOUT_S, UPSTREAM_BACKOFF_S, DOWNLOAD_BACKOFF_S, JOB_STALE_S"
+            raise StartupError(f"{names} must be seconds") from None
         return cls(
             database_url=env.get("DATABASE_URL") or f"sqlite:///{data / 'app.sqlite3'}",
             secret_key=secret_key,
@@ -81,6 +85,7 @@ class Settings:
             ffmpeg=env.get("FFMPEG") or "ffmpeg",
             ffprobe=env.get("FFPROBE") or "ffprobe",
             download_backoff_s=download_backoff_s,
+            job_stale_s=job_stale_s,
             log_file=Path(env.get("LOG_FILE") or data / "app.log").resolve(),
             service_unit=env.get("SERVICE_UNIT", ""),
             restart_command=_words(env.get("RESTART_COMMAND", "")),

@@ -80,7 +80,7 @@ async def _in_application(work: Any) -> None:
     await off_loop(log_file.open)
     task = asyncio.create_task(work(app))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    guard = asyncio.create_task(_with_worker(task))
+    guard = asyncio.create_task(with_parent(task))
     try:
         with contextlib.suppress(asyncio.CancelledError):
             await task
@@ -90,9 +90,10 @@ async def _in_application(work: Any) -> None:
         await off_loop(log_file.close)
 
 
-async def _with_worker(task: asyncio.Task[None]) -> None:
-    worker = os.getppid()
-    while os.getppid() == worker:  # noqa: ASYNC110 - nobody tells
+async def with_parent(task: asyncio.Task[None]) -> None:
+    """Cancel the task when the process that has forked this one is gone."""
+    parent = os.getppid()
+    while os.getppid() == parent:  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(LOOK_EVERY_S)
     task.cancel()
 

@@ -10,6 +10,7 @@ DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sun
 GROUPS = {"daily": DAYS, "weekdays": DAYS[:5], "weekends": DAYS[5:]}
 MAX_VIDEOS = 50  # of one artist, at a time
 NIGHT = time(3)  # as in DEFAULTS
+WINDOW = timedelta(minutes=2)  # so late may be begun what was planned
 
 TIME = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])(:[0-5][0-9])?")
 
@@ -29,6 +30,11 @@ class Schedule(NamedTuple):
         today = datetime.combine(now, self.time)
         week = (today + timedelta(days=number) for number in range(8))
         return next(moment for moment in week if moment > now and DAYS[moment.weekday()] in self.days)
+
+
+def planned_id(kind: str, moment: datetime) -> str:
+    """The id of the job that was planned for then: no two rows have the same."""
+    return f"{kind}-{moment:%Y%m%dT%H%M}"
 
 
 def read_schedule(texts: dict[str, str]) -> Schedule:
