@@ -74,10 +74,6 @@ class Refused(Exception):
     """What was ordered is not downloaded; the text is the code of the error."""
 
 
-class AddressRefused(OSError):
-    """Not the public internet, and not allowed either."""
-
-
 def fetch(order: dict[str, Any], tell: Tell) -> None:
     """Do one order and tell how it went. It changes its whole process: the folder, limits, what may be connected to."""
     guard = Guard(order["allowed_networks"])
@@ -170,7 +166,7 @@ class Guard:
 
     def refuse(self) -> Any:
         self.refused = True
-        raise AddressRefused("The address is not allowed")
+        raise Refused("address_refused")  # no error of a network, which would be tried again
 
     def allows(self, to: Any) -> bool:
         """An address of a socket. Names are not connected to: whoever resolves them chooses one address."""

@@ -117,7 +117,7 @@ async def organize(
     """What was moved; and what was not, and why. Every file is a transaction of its own."""
     moved: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
-    await off_loop(_tidy, request.app.state.settings.library_path)
+    await off_loop(tidy, request.app.state.settings.library_path)
     for file in files:  # one after the other: who comes first gets the name without a number
         try:
             moved.append(await _bring_in(request, db, file, with_nfo=with_nfo))
@@ -134,9 +134,9 @@ async def organize(
 async def _bring_in(request: Request, db: Db, file: File, *, with_nfo: bool) -> dict[str, Any]:
     config: Settings = request.app.state.settings
     guess = _fit(file)
-    source, staged = config.downloads_path / file.path, _staged_path(config.library_path)
+    source, staged = config.downloads_path / file.path, staged_path(config.library_path)
     try:
-        before = await off_loop(_stage, source, staged)
+        before = await off_loop(stage, source, staged)
         entry, about = await _settle(request, db, staged, file, guess)
     except FileNotFoundError:
         raise Unfit("The file is no longer there") from None
@@ -144,9 +144,9 @@ async def _bring_in(request: Request, db: Db, file: File, *, with_nfo: bool) -> 
         log.exception("a file could not be organized")
         raise Unfit("The file could not be moved") from None
     finally:
-        await off_loop(_forget, staged)
+        await off_loop(forget, staged)
     await off_loop(_remove, source, before)
-    written = with_nfo and await off_loop(_write_nfo, config.library_path, entry["target"], about)
+    written = with_nfo and await off_loop(write_nfo, config.library_path, entry["target"], about)
     return {"file": shown(file.path), **entry, "nfo": written}
 
 
@@ -166,7 +166,7 @@ async def _settle_once(request: Request, db: Db, staged: Path, file: File, guess
             found = await match(connection, library, guess, lock=True)
             artist = found.artist or await new_artist(connection, str(guess.artist))
             wanted = await off_loop(_target, library, found, guess, file)
-            path, size, placed = await off_loop(_place, library, staged, wanted)
+            path, size, placed = await off_loop(place, library, staged, wanted)
             fields = {"file_path": path, "file_size": size, "status": "DOWNLOADED"}
             video, created = await enter(connection, found, artist, guess, fields)
             detail = {"file": shown(file.path), "file_path": path}
@@ -182,11 +182,11 @@ async def _settle_once(request: Request, db: Db, staged: Path, file: File, guess
 # In a thread
 
 
-def _staged_path(library: Path) -> Path:
+def staged_path(library: Path) -> Path:
     return library / f".{int(time.time())}-{uuid.uuid4().hex}.part"
 
 
-def _tidy(library: Path) -> None:
+def tidy(library: Path) -> None:
     """Remove what was left behind when somebody was cut off, long ago."""
     refuse("files", library)
     with suppress(OSError):
@@ -201,7 +201,7 @@ def _identity(path: Path) -> Identity:
     return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
 
-def _stage(source: Path, staged: Path) -> Identity:
+def stage(source: Path, staged: Path) -> Identity:
     """Give the file a second, hidden name in the library: a link, or a copy when the library is on another disk."""
     refuse("files", staged)
     before = _identity(source)
@@ -214,7 +214,7 @@ def _stage(source: Path, staged: Path) -> Identity:
     return before
 
 
-def _place(library: Path, staged: Path, wanted: str) -> tuple[str, int, Path | None]:
+def place(library: Path, staged: Path, wanted: str) -> tuple[str, int, Path | None]:
     """The path that the file got, ` (1)`, ` (2)` … added when it is taken; its size; and where it is now, if moved."""
     refuse("files", wanted)
     (library / wanted).parent.mkdir(parents=True, exist_ok=True)
@@ -237,7 +237,7 @@ def _same_content(one: Path, other: Path) -> bool:
     return one.stat().st_size == other.stat().st_size and filecmp.cmp(one, other, shallow=False)
 
 
-def _forget(staged: Path) -> None:
+def forget(staged: Path) -> None:
     staged.unlink(missing_ok=True)
 
 
@@ -253,9 +253,9 @@ def _remove(source: Path, before: Identity) -> None:
         log.exception("an organized file is still in the downloads folder")
 
 
-def _write_nfo(library: Path, video_path: str, content: str) -> bool:
+def write_nfo(library: Path, video_path: str, content: str) -> bool:
     """Beside the video; one that is there already stays."""
-    target, staged = (library / video_path).with_suffix(".nfo"), _staged_path(library)
+    target, staged = (library / video_path).with_suffix(".nfo"), staged_path(library)
     refuse("files", target)
     try:
         staged.write_text(content, encoding="utf-8")
