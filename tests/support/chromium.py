@@ -74,8 +74,9 @@ def site(home: Path, mode: str, library: Path | None = None) -> Iterator[Site]:
 
 
 def ported(server: Server) -> list[str]:
-    routes = json.loads(gateway("routes", "--json", env=server.env).stdout)["routes"]
-    return [route["key"] for route in routes if route["ported"] and route["legacy"]]
+    """The endpoints that both sides have."""
+    routes = json.loads(gateway("routes", "--json", env=server.env).stdout)
+    return [route["key"] for route in routes if route["ported"] and route["side"] == "legacy"]
 
 
 @contextmanager
