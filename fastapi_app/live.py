@@ -114,6 +114,7 @@ class Live:
             _, late = await asyncio.wait(tasks, timeout=2 * CLOSE_S)
             for task in late:
                 task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         await self.hub.aclose()
 
     def statistics(self) -> dict[str, int]:
@@ -248,28 +249,23 @@ class Client:
         loop, beats = asyncio.get_running_loop(), 0
         beat_at = loop.time() + HEARTBEAT_S
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(beat_at):
-                    await self._news.wait()
+            if not self._news.is_set():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(beat_at):
+                        await self._news.wait()
             if loop.time() >= beat_at:
                 beat_at, beats = loop.time() + HEARTBEAT_S, beats + 1
                 if beats % CHECK_EVERY == 0:
                     await self._check()
                 await self._send(f'{{"heartbeat":"{utcnow().isoformat()}"}}')
-            self._news.clear()
             if self._end is not None:
                 raise self._end
-            if await self._deliver():
-                await asyncio.sleep(PACE_S)
-
-    async def _deliver(self) -> bool:
-        """Tell all the news; whether there was any."""
-        delivered = False
-        while (text := self._next()) is not None:
             await self._hub.turn()
-            await self._send(text)
-            delivered = True
-        return delivered
+            if (text := self._next()) is not None:
+                await self._send(text)
+            else:
+                self._news.clear()
+                await asyncio.sleep(PACE_S)
 
     def _next(self) -> str | None:
         if self._pong is not None:
