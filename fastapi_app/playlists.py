@@ -1,7 +1,7 @@
 """Playlists of YouTube that are looked through for new videos."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request
@@ -20,6 +20,7 @@ from .http import MAX_INT, ApiError, json_body, json_response, read, success, te
 from .identity import Member, Reader
 from .matching import split_title
 from .models import artists, downloads, playlist_monitors, utcnow, videos
+from .queueing import enqueuing
 from .upstreams import youtube
 from .videos import UNKNOWN_ARTIST, youtube_fields
 
@@ -86,8 +87,9 @@ async def delete_monitor(request: Request, monitor_id: int, db: DbDep, _: Member
 async def sync_monitor(request: Request, monitor_id: int, db: DbDep, _: Member) -> Response:
     """Store what the library does not have as WANTED, and queue it when the monitor says so."""
     monitor, texts = await _find(db, monitor_id), await settings.texts(db)
-    items = await youtube.playlist_items(request.app.state.upstream, texts, monitor.playlist_id)
-    return success("Playlist synced", **await store(request, db, monitor_id, items))
+    async with enqueuing(request) if monitor.auto_download else nullcontext():
+        items = await youtube.playlist_items(request.app.state.upstream, texts, monitor.playlist_id)
+        return success("Playlist synced", **await store(request, db, monitor_id, items))
 
 
 async def start_all(request: Request, db: Db, job_id: str = "") -> str:
@@ -107,6 +109,8 @@ async def sync_all(request: Request, _: Mapping[str, Any], report: jobs.Report) 
             items = await youtube.playlist_items(request.app.state.upstream, texts, monitor.playlist_id)
             counts = await store(request, db, monitor.id, items)
             result |= {name: result[name] + counts[name] for name in ("added", "queued")}
+            if counts["queued"]:
+                await request.app.state.queue.put("download")
         except ApiError:  # gone, private, or the service is down
             result["failed"] += 1
         await report(100 * number // len(monitors), f"{number} of {len(monitors)} playlists")

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,7 +40,9 @@ from .http import (
 )
 from .identity import Manager, Member, Reader
 from .matching import Wanted, ranked, split_title, words
-from .models import VIDEO_STATUSES, artists, as_dict, downloads, name_key, videos
+from .models import VIDEO_STATUSES, artists, as_dict, name_key, videos
+from .queueing import VIDEOS as QUEUEABLE
+from .queueing import Wishes, enqueuing, queue_download
 from .sending import Stream, send_file
 from .upstreams import errors, imvdb, youtube
 from .upstreams.client import UpstreamClient
@@ -314,18 +316,18 @@ async def import_youtube(request: Request, db: DbDep, _: Member) -> Response:
     await refuse_duplicates(db, {"youtube_id": youtube_id}, 0)
     if artist_id is not None:
         await _artist(db, artist_id)
-    texts = await settings.texts(db)
-    found = await youtube.video(request.app.state.upstream, texts, youtube_id)
+    async with enqueuing(request) if download else nullcontext():
+        found = await youtube.video(request.app.state.upstream, await settings.texts(db), youtube_id)
 
-    async def attempt() -> Response:
-        async with db.transaction() as connection:
-            answer = await _add_found(connection, request, found, artist_id, download=download)
-        return success("Video imported", 201, **answer)
+        async def attempt() -> Response:
+            async with db.transaction() as connection:
+                answer = await _add_found(connection, request, found, artist_id, download=download)
+            return success("Video imported", 201, **answer)
 
-    for _attempt in range(ATTEMPTS - 1):
-        with suppress(IntegrityError):  # somebody has just added the video, or its artist
-            return await attempt()
-    return await attempt()
+        for _attempt in range(ATTEMPTS - 1):
+            with suppress(IntegrityError):  # somebody has just added the video, or its artist
+                return await attempt()
+        return await attempt()
 
 
 async def _add_found(
@@ -341,8 +343,9 @@ async def _add_found(
     await events.emit(connection, request, "video.imported", about | {"source": "youtube"})
     download_id = None
     if download:
-        row = {"video_id": video_id, "active_video_id": video_id, "quality": artist.quality}
-        download_id = await insert_row(connection, downloads, row)
+        which = QUEUEABLE.where(videos.c.id == video_id)
+        row = (await connection.execute(which)).one()
+        download_id = await queue_download(connection, request, row, Wishes())
         await events.emit(connection, request, "download.queued", about | {"download": {"id": download_id}})
     return {"video": video_json(video), "artist_created": created, "download_id": download_id}
 

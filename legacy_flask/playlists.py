@@ -13,6 +13,7 @@ from .files import safe_name
 from .http import MAX_INT, ApiError, json_body, success, text
 from .matching import split_title
 from .models import Artist, Download, PlaylistMonitor, Video, utcnow
+from .queueing import wake_after
 from .upstreams import youtube
 from .videos import UNKNOWN_ARTIST, youtube_fields
 
@@ -100,6 +101,7 @@ def store_once(monitor_id: int, items: list[youtube.PlaylistItem]) -> dict:
                 for row in rows
             ]
             db.add_all(queued)
+            wake_after(db)
         monitor.last_synced_at, monitor.video_count = utcnow(), len(items)
         db.flush()
         counts = {"added": len(rows), "artists_created": artists_created, "queued": len(queued)}

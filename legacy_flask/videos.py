@@ -30,7 +30,8 @@ from .http import (
     text_list,
 )
 from .matching import Wanted, ranked, split_title, words
-from .models import VIDEO_STATUSES, Artist, Download, Video, name_key
+from .models import VIDEO_STATUSES, Artist, Video, name_key
+from .queueing import queue_download
 from .upstreams import errors, imvdb, youtube
 
 bp = Blueprint("videos", __name__, url_prefix="/api/videos")
@@ -275,9 +276,7 @@ def add_found(found: youtube.FoundVideo, artist_id: int | None, download: bool) 
         events.emit(db, "video.imported", about | {"source": "youtube"})
         queued = None
         if download:
-            queued = Download(video_id=video.id, active_video_id=video.id, quality=artist.quality)
-            db.add(queued)
-            db.flush()
+            queued = queue_download(db, video)
             events.emit(db, "download.queued", about | {"download": {"id": queued.id}})
         answer = video_json(video)
     return {"video": answer, "artist_created": created, "download_id": queued.id if queued else None}
