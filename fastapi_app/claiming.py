@@ -66,7 +66,7 @@ _WHOLE = (
 _ONE = _WHOLE.where(downloads.c.id == bindparam("download_id"))
 _SILENT = (
     _WHOLE.where(downloads.c.status == "downloading")
-    .where(or_(downloads.c.updated_at < bindparam("since"), downloads.c.runner == bindparam("runner")))
+    .where(downloads.c.updated_at < bindparam("since"))
     .order_by(downloads.c.id)
     .limit(AT_A_TIME)
 )
@@ -203,16 +203,23 @@ async def release(db: Db, row: Any) -> None:
         await _end(connection, row, {"status": "pending", "updated_at": utcnow(), **_AT_REST})
 
 
-async def take_back(request: Request, db: Db, runner: str = "") -> int:
-    """Put back what a runner has left behind that is gone: those without a sign of life, and this one. How many."""
+async def take_back(request: Request, db: Db) -> int:
+    """Put back what a runner has left behind that is gone: those without a sign of life. How many."""
     count = 0
-    for row in await db.rows(_SILENT, {"since": utcnow() - GONE_AFTER, "runner": runner or "-"}):
+    for row in await db.rows(_SILENT, {"since": utcnow() - GONE_AFTER}):
         try:
             await fail(request, db, row, "worker_lost", silent=True)
         except Lost:
             continue
         count += 1
     return count
+
+
+async def report_gone(db: Db, runner: str) -> None:
+    """Let the rows of a runner that is known to be gone look as if they had had no sign of life for long."""
+    left = and_(downloads.c.status == "downloading", downloads.c.runner == runner)
+    async with db.transaction() as connection:
+        await connection.execute(update(downloads).where(left).values(updated_at=utcnow() - 2 * GONE_AFTER))
 
 
 async def _end(connection: AsyncConnection, row: Any, values: Mapping[str, Any], *, silent: bool = False) -> bool:

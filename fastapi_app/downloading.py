@@ -24,7 +24,7 @@ from .claiming import Lost
 from .config import Settings
 from .containment import refuse
 from .db import DatabaseUnavailable, Db
-from .fetchers import Fetchers
+from .fetchers import shared
 from .files import inside, off_loop, safe_name
 from .http import ApiError
 from .indexing import find_ffprobe, probe
@@ -117,12 +117,11 @@ async def drain(app: FastAPI) -> None:
     await Drain(app).run()
 
 
-async def take_back(app: FastAPI, runner: str = "") -> int:
+async def take_back(app: FastAPI) -> int:
     """See `claiming.take_back`; and remove the folders that nobody will need. How many rows were put back."""
-    request, config = _request(app), app.state.settings
     db = Db(app.state.database)
-    count = await claiming.take_back(request, db, runner)
-    await _sweep(config, db)
+    count = await claiming.take_back(_request(app), db)
+    await _sweep(app.state.settings, db)
     return count
 
 
@@ -142,8 +141,7 @@ class Drain:
         self._db = Db(app.state.database)
         self._queue = app.state.queue
         self._channel: progress.Channel = app.state.channel
-        self._fetchers = Fetchers()
-        self._resolver = Resolver(app.state.upstream, self._fetchers, self._config.allowed_networks)
+        self._resolver = Resolver(app.state.upstream, shared, self._config.allowed_networks)
         self._runner = this_runner()
         self._under_way: dict[asyncio.Task[None], Download] = {}
         self._seen_at = monotonic()  # the database
@@ -164,7 +162,6 @@ class Drain:
             for task in self._under_way:
                 task.cancel()
             await asyncio.gather(looking, *self._under_way, return_exceptions=True)
-            await self._fetchers.aclose()
 
     async def _fill(self) -> None:
         """Claim as many as there is room for; when there is none, let another worker look."""
@@ -177,7 +174,7 @@ class Drain:
             self._under_way[task] = download
             task.add_done_callback(self._under_way.pop)
             await self._channel.publish(download.document())
-        await self._queue.put("downloads")
+        await self._queue.put("download")
 
     # The rows
 
@@ -291,7 +288,7 @@ class Drain:
             "allowed_networks": self._config.allowed_networks,
             "ffmpeg": await off_loop(shutil.which, self._config.ffmpeg),
         }
-        async with aclosing(self._fetchers.fetch(order)) as lines, asyncio.timeout(STALLED_S) as patience:
+        async with aclosing(shared.fetch(order)) as lines, asyncio.timeout(STALLED_S) as patience:
             async for line in lines:
                 patience.reschedule(asyncio.get_running_loop().time() + STALLED_S)
                 if line["event"] == "progress":

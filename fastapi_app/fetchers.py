@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,12 +23,23 @@ _INHERITED = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TMPDIR", "TZ", "SSL_CERT_
 
 
 class Fetchers:
-    """The children of one nursery, which begins with the first of them. For one event loop."""
+    """The children of one nursery, which begins with the first of them or before, and serves those who forked, too."""
 
     def __init__(self) -> None:
-        self._lock = asyncio.Lock()
+        self._lock = threading.Lock()
         self._nursery: subprocess.Popen[bytes] | None = None
         self._orders: socket.socket | None = None
+
+    def begin(self) -> None:
+        """Have a nursery, which ends with the last process that knows it. Raises OSError."""
+        with self._lock:
+            if self._orders is None:
+                self._begin()
+
+    def end(self) -> None:
+        """Kill what is there. Blocks."""
+        with self._lock:
+            self._end()
 
     async def fetch(self, order: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """What a child tells about this order; it ends when no process of the child is left.
@@ -39,7 +51,7 @@ class Fetchers:
         os.set_blocking(told_read, False)
         try:
             try:
-                await self._fork(order_read, told_write)
+                await off_loop(self._fork, order_read, told_write)
             finally:
                 os.close(order_read)
                 os.close(told_write)
@@ -57,22 +69,14 @@ class Fetchers:
                     pass
             os.close(told_read)
 
-    async def aclose(self) -> None:
-        """Kill what is there."""
-        async with self._lock:
-            if self._nursery is not None and self._orders is not None:
-                self._orders.close()
-                await off_loop(self._nursery.wait)
-            self._nursery = self._orders = None
-
-    async def _fork(self, order: int, told: int) -> None:
-        async with self._lock:
+    def _fork(self, order: int, told: int) -> None:
+        with self._lock:
             if self._orders is None:
-                await off_loop(self._begin)
+                self._begin()
             try:
                 self._send(order, told)
             except OSError:  # somebody killed it
-                await off_loop(self._begin)
+                self._begin()
                 self._send(order, told)
 
     def _send(self, *pipes: int) -> None:
@@ -80,14 +84,18 @@ class Fetchers:
             socket.send_fds(self._orders, [b"+"], pipes)
 
     def _begin(self) -> None:
-        """Blocks. In a session of its own: who kills our group does not kill it before its children."""
-        if self._nursery is not None and self._orders is not None:
-            self._orders.close()
-            self._nursery.wait()
+        """In a session of its own: who kills our group does not kill it before its children."""
+        self._end()
         self._orders, theirs = socket.socketpair()
         env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         with theirs:
             self._nursery = subprocess.Popen(_PROGRAM, stdin=theirs.fileno(), env=env, start_new_session=True)
+
+    def _end(self) -> None:
+        if self._orders is not None and self._nursery is not None:
+            self._orders.close()
+            self._nursery.wait()  # at once when it is the child of another process
+        self._orders = self._nursery = None
 
 
 async def _read(pipe: int) -> bytes:
@@ -99,3 +107,6 @@ async def _read(pipe: int) -> bytes:
     finally:
         loop.remove_reader(pipe)
     return os.read(pipe, CHUNK)
+
+
+shared = Fetchers()  # of this process and those that it forks

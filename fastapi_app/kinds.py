@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI
 
-from . import discovery, indexing, playlists
+from . import discovery, downloading, indexing, playlists
 from .jobs import Kind
 
 KINDS: dict[str, Kind] = {
@@ -31,4 +31,5 @@ async def _deliver(app: FastAPI) -> None:
 
 ERRANDS: dict[str, Errand] = {
     "webhooks": Errand("webhooks", _deliver),
+    "download": Errand("downloads", downloading.drain),
 }

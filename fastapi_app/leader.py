@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from . import discovery, outbox, playlists, settings, working
+from . import claiming, discovery, downloading, outbox, playlists, settings, working
 from .db import Database, Db
 from .files import off_loop
 from .http import ApiError
@@ -94,6 +94,7 @@ class Leader:
     async def _tick(self) -> None:
         steps: tuple[Callable[[FastAPI], Awaitable[None]], ...] = (
             take_back_stale,
+            take_back_downloads,
             look_after_parts,
             put_waiting,
             call,
@@ -124,8 +125,13 @@ async def take_back_stale(app: FastAPI) -> None:
     await _take_back(app.state.database, and_(jobs.c.updated_at < stale, or_(jobs.c.runner.is_not(None), ~_PARTS)))
 
 
+async def take_back_downloads(app: FastAPI) -> None:
+    await downloading.take_back(app)
+
+
 async def take_back(database: Database, runner: str) -> None:
     """Rows of a process that is known to be gone."""
+    await claiming.report_gone(Db(database), runner)
     await _take_back(database, jobs.c.runner == runner)
 
 

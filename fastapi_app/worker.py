@@ -32,7 +32,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from typing_extensions import override
 
-from . import create_app, leader, working
+from . import create_app, fetchers, leader, working
 from .config import Settings, StartupError
 from .db import Database, DatabaseUnavailable
 
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise StartupError("REDIS_URL is missing: workers take their jobs out of Redis")
     working.application = create_app()
     asyncio.run(_prepare(config))
+    fetchers.shared.begin()  # of all workers
     gc.collect()
     gc.freeze()  # or the collector of every child would make the memory its own
     parts = {
