@@ -22,6 +22,7 @@ When stdin ends, whoever gave the order is gone: the process group is killed, an
 """
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -50,6 +51,7 @@ TOLD_EVERY_S = 0.25
 ANSWER_WITHIN_S = 20  # between two pieces of an answer
 REPETITIONS = 4
 CANDIDATES = 5  # of a search
+OWNED_WITHIN_S = 10
 MAX_URL = 2000  # characters
 MAX_MEMORY = 4 * 1024**3  # bytes
 SLACK = 64 * 1024**2  # bytes by which what ffmpeg writes may be larger than what it reads
@@ -85,6 +87,7 @@ def fetch(order: dict[str, Any], tell: Tell) -> None:
         else:
             check(order["url"])
             os.chdir(order["folder"])
+            own_folder()
             tell({"event": "done", "path": download(order, tell)})
     except Exception as error:
         code = "address_refused" if guard.refused else code_of(error)
@@ -102,6 +105,22 @@ def check(url: str) -> None:
         plain = False
     if not plain:
         raise Refused("address_refused")
+
+
+def own_folder() -> None:
+    """Wait for the end of an attempt that is just being killed: two would write into the same file. Raises Refused."""
+    folder, deadline = os.open(".", os.O_RDONLY), time.monotonic() + OWNED_WITHIN_S
+    while True:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise Refused("unexpected") from None
+            time.sleep(0.1)
+        except OSError:  # a file system that locks no folders
+            return
+        else:
+            return
 
 
 def limit(max_bytes: int) -> None:

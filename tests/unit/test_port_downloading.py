@@ -1,0 +1,432 @@
+"""Downloads of the port: claimed, fetched by yt-dlp from a local site, checked, and brought into the library."""
+
+import asyncio
+import hashlib
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import func, insert, select, update
+
+from fastapi_app import claiming, create_app, downloading
+from fastapi_app.db import Db
+from fastapi_app.fetchers import Fetchers, shared
+from fastapi_app.models import artists, downloads, settings, utcnow, videos, webhook_deliveries, webhooks
+from tests.support.asgi import Lifespan
+from tests.support.media_server import MediaServer, media_server, video
+
+SLOW = "/slow.mp4?size=400000&rate=20000"  # 20 seconds
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[MediaServer]:
+    with media_server() as site:
+        yield site
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nursery() -> Iterator[None]:
+    shared.begin()
+    yield
+    shared.end()
+
+
+@pytest.fixture
+async def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FastAPI]:
+    env = {"SECRET_KEY": "s" * 32, "DATA_PATH": str(tmp_path / "data"), "LIBRARY_PATH": str(tmp_path / "library")}
+    env |= {"ALLOWED_NETWORKS": MediaServer.allowed, "DOWNLOAD_BACKOFF_S": "0.01"}
+    for name, value in (env | {"DATABASE_URL": f"sqlite:///{tmp_path}/app.sqlite3", "REDIS_URL": ""}).items():
+        monkeypatch.setenv(name, value)
+    app = create_app()
+    async with Lifespan(app):
+        yield app
+
+
+async def write(app: FastAPI, statement: Any) -> int:
+    """The id of the row, if it is an insert of one."""
+    async with Db(app.state.database).transaction() as connection:
+        return int((await connection.execute(statement)).lastrowid or 0)
+
+
+async def queued(app: FastAPI, url: str | None, *, title: str = "Song", artist: str = "Band", **fields: Any) -> int:
+    """The id of a row that waits; of an artist of that name, who may be known already."""
+    known = await Db(app.state.database).scalar(select(artists.c.id).where(artists.c.name == artist))
+    names = {"name": artist, "name_key": artist.casefold(), "sort_name": artist, "folder_path": None}
+    artist_id = known or await write(app, insert(artists).values(names))
+    video_id = await write(app, insert(videos).values(artist_id=artist_id, title=title, url=url))
+    values = {"video_id": video_id, "active_video_id": video_id} | fields
+    return await write(app, insert(downloads).values(values))
+
+
+async def row_of(app: FastAPI, download_id: int) -> Any:
+    joined = select(downloads, videos.c.status.label("video_status"), videos.c.file_path.label("video_path"))
+    joined = joined.add_columns(videos.c.duration, videos.c.file_size, videos.c.quality.label("video_quality"))
+    joined = joined.join(videos, videos.c.id == downloads.c.video_id).where(downloads.c.id == download_id)
+    return (await Db(app.state.database).execute(joined)).one()
+
+
+async def change(app: FastAPI, download_id: int, **values: Any) -> None:
+    await write(app, update(downloads).where(downloads.c.id == download_id).values(values))
+
+
+async def setting(app: FastAPI, **texts: str) -> None:
+    await write(app, insert(settings).values([{"key": key, "value": value} for key, value in texts.items()]))
+
+
+async def until(app: FastAPI, download_id: int, what: Any) -> Any:
+    async with asyncio.timeout(30):
+        while not what(row := await row_of(app, download_id)):
+            await asyncio.sleep(0.02)
+    return row
+
+
+async def closed(site: MediaServer) -> None:
+    """Until nobody is being sent anything: the site notices a client that has left when it writes."""
+    async with asyncio.timeout(10):
+        while site.open:
+            await asyncio.sleep(0.01)
+
+
+def incoming(app: FastAPI, download_id: int) -> Path:
+    path: Path = app.state.settings.downloads_path / ".incoming" / str(download_id)
+    return path
+
+
+async def test_a_video_is_fetched_checked_and_brought_into_the_library(app: FastAPI, site: MediaServer) -> None:
+    download_id = await queued(app, f"{site.url}/direct.mp4", title="A/B: C?", artist="Höhner")
+
+    await downloading.drain(app)
+
+    row = await row_of(app, download_id)
+    size = len(video())
+    assert ("completed", 100, size, size, 0, None, 1) == (
+        row.status,
+        row.progress,
+        row.bytes_done,
+        row.bytes_total,
+        row.eta,
+        row.active_video_id,
+        row.attempts,
+    )
+    assert ("DOWNLOADED", "Höhner/Höhner - A_B_ C_.mp4", size, 2) == (
+        row.video_status,
+        row.video_path,
+        row.file_size,
+        row.duration,
+    )
+    assert row.file_path == row.video_path
+    assert video() == (app.state.settings.library_path / row.video_path).read_bytes()
+    assert not incoming(app, download_id).exists()
+
+
+async def test_a_stream_in_segments_and_a_page_with_a_video_are_downloaded(app: FastAPI, site: MediaServer) -> None:
+    ids = [await queued(app, site.url + path, title=path) for path in ("/hls/index.m3u8", "/page.html")]
+
+    await downloading.drain(app)
+
+    rows = [await row_of(app, download_id) for download_id in ids]
+    assert [("completed", 2)] * 2 == [(row.status, row.duration) for row in rows]
+
+
+async def test_not_organized_it_waits_in_the_downloads_folder(app: FastAPI, site: MediaServer) -> None:
+    await setting(app, auto_organize_downloads="false")
+    download_id = await queued(app, f"{site.url}/direct.mp4")
+
+    await downloading.drain(app)
+
+    row = await row_of(app, download_id)
+    assert ("completed", "Band - Song.mp4", "DOWNLOADED", None) == (
+        row.status,
+        row.file_path,
+        row.video_status,
+        row.video_path,
+    )
+    assert video() == (app.state.settings.downloads_path / "Band - Song.mp4").read_bytes()
+
+
+async def test_a_name_that_is_taken_gets_a_number_and_the_same_file_again_does_not(
+    app: FastAPI, site: MediaServer
+) -> None:
+    folder = app.state.settings.library_path / "Band"
+    folder.mkdir()
+    (folder / "Band - Song.mp4").write_bytes(b"another one")
+    (folder / "Band - Same.mp4").write_bytes(video())
+    ids = [await queued(app, f"{site.url}/direct.mp4", title=title) for title in ("Song", "Same")]
+
+    await downloading.drain(app)
+
+    assert ["Band/Band - Song (1).mp4", "Band/Band - Same.mp4"] == [
+        (await row_of(app, download_id)).file_path for download_id in ids
+    ]
+    assert b"another one" == (folder / "Band - Song.mp4").read_bytes()
+    assert {"Band - Song.mp4", "Band - Song (1).mp4", "Band - Same.mp4"} == {path.name for path in folder.iterdir()}
+
+
+async def test_picture_nfo_and_events_come_with_it(app: FastAPI, site: MediaServer) -> None:
+    await setting(app, organize_nfo="true")
+    await write(app, insert(webhooks).values(url="http://127.0.0.1:9/", events=["*"], is_active=True))
+    download_id = await queued(app, f"{site.url}/direct.mp4")
+    await write(app, update(videos).values(thumbnail_url=f"{site.url}/picture.jpg"))
+
+    await downloading.drain(app)
+
+    kept = (await Db(app.state.database).execute(select(videos.c.id, videos.c.thumbnail_path))).one()
+    assert f"thumbnails/videos/{kept.id}" == kept.thumbnail_path
+    assert (app.state.settings.data_path / kept.thumbnail_path / "medium.jpg").exists()
+    assert "<title>Song</title>" in (app.state.settings.library_path / "Band/Band - Song.nfo").read_text()
+    told = select(webhook_deliveries.c.event_type).order_by(webhook_deliveries.c.id)
+    assert ["download.started", "download.completed"] == list((await Db(app.state.database).execute(told)).scalars())
+    assert "completed" == (await row_of(app, download_id)).status
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/missing", "unavailable"),
+        ("/sign-in", "sign_in"),
+        ("/empty.html", "unsupported"),
+        ("/text.mp4", "invalid_file"),
+        ("/live.m3u8", "live"),
+        ("/to-private", "address_refused"),
+        ("/hls/inside.m3u8", "address_refused"),
+        ("/direct.mp4#__youtubedl_smuggle=%7B%22http_headers%22%3A%7B%22X%22%3A%22y%22%7D%7D", "address_refused"),
+    ],
+)
+async def test_what_cannot_be_downloaded_fails_with_a_code_and_leaves_nothing(
+    app: FastAPI, site: MediaServer, path: str, code: str
+) -> None:
+    site.reset()
+    download_id = await queued(app, site.url + path)
+
+    await downloading.drain(app)
+
+    row = await row_of(app, download_id)
+    assert ("failed", code, claiming.ERRORS[code], 1, None, "FAILED") == (
+        row.status,
+        row.error_code,
+        row.error_message,
+        row.attempts,
+        row.active_video_id,
+        row.video_status,
+    )
+    assert [] == list(app.state.settings.library_path.iterdir())
+    assert not incoming(app, download_id).exists()
+    assert not [request for request in site.requests if request.path.startswith("private:")]
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "-o/tmp/x", "http://user:pass@127.0.0.1/x.mp4", "ytsearch1:x"])
+async def test_what_is_no_address_of_a_video_is_refused(app: FastAPI, url: str) -> None:
+    download_id = await queued(app, url)
+
+    await downloading.drain(app)
+
+    row = await row_of(app, download_id)
+    assert ("failed", "address_refused") == (row.status, row.error_code)
+
+
+async def test_too_large_and_too_long_are_refused_by_the_settings(app: FastAPI, site: MediaServer) -> None:
+    await setting(app, download_max_mb="1")
+    download_id = await queued(app, f"{site.url}/direct.mp4?size=2000000")
+
+    await downloading.drain(app)
+
+    assert "too_large" == (await row_of(app, download_id)).error_code
+
+
+async def test_what_passes_is_tried_again_later_and_not_for_ever(app: FastAPI, site: MediaServer) -> None:
+    download_id = await queued(app, f"{site.url}/broken", max_attempts=2)
+
+    await downloading.drain(app)
+    first = await row_of(app, download_id)
+    await until(app, download_id, lambda row: row.retry_at is None or row.retry_at <= utcnow())
+    await downloading.drain(app)
+    last = await row_of(app, download_id)
+
+    if first.status == "pending":  # it may have been due again before the first drain had ended
+        assert ("network", 1, "DOWNLOADING") == (first.error_code, first.attempts, first.video_status)
+        assert first.retry_at is not None
+    assert ("failed", "network", 2, "FAILED") == (last.status, last.error_code, last.attempts, last.video_status)
+
+
+@pytest.mark.parametrize(("status", "kept"), [("paused", True), ("cancelled", False), ("pending", True)])
+async def test_a_row_that_somebody_else_changes_stops_the_download_and_is_left_alone(
+    app: FastAPI, site: MediaServer, status: str, kept: bool
+) -> None:
+    await setting(app, max_concurrent_downloads="1")
+    download_id = await queued(app, site.url + SLOW)
+    draining = asyncio.create_task(downloading.drain(app))
+    await until(app, download_id, lambda row: row.bytes_done > 20_000)
+
+    later = utcnow() + timedelta(hours=1)
+    await change(app, download_id, status=status, retry_at=later)
+    await draining
+
+    row = await row_of(app, download_id)
+    assert (status, later) == (row.status, row.retry_at)
+    assert kept == incoming(app, download_id).exists()
+    await closed(site)
+    assert [] == list(app.state.settings.library_path.iterdir())
+
+
+async def test_it_goes_on_where_it_was_paused(app: FastAPI, site: MediaServer) -> None:
+    site.reset()
+    download_id = await queued(app, f"{site.url}/slow.mp4?size=600000&rate=200000")
+    draining = asyncio.create_task(downloading.drain(app))
+    await until(app, download_id, lambda row: row.bytes_done > 200_000)
+    await change(app, download_id, status="paused")
+    await draining
+
+    await change(app, download_id, status="pending")
+    await downloading.drain(app)
+
+    row = await row_of(app, download_id)
+    assert ("completed", 2) == (row.status, row.attempts)
+    assert any(not asked.startswith("bytes=0-") for asked in site.ranges("/slow.mp4"))
+    stored = (app.state.settings.library_path / row.video_path).read_bytes()
+    assert hashlib.sha256(video(600_000)).digest() == hashlib.sha256(stored).digest()
+
+
+async def test_who_is_told_to_stop_puts_back_what_is_not_done(app: FastAPI, site: MediaServer) -> None:
+    download_id = await queued(app, site.url + SLOW)
+    draining = asyncio.create_task(downloading.drain(app))
+    await until(app, download_id, lambda row: row.bytes_done > 0)
+
+    draining.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await draining
+
+    row = await row_of(app, download_id)
+    assert ("pending", 1, None, None) == (row.status, row.attempts, row.retry_at, row.error_code)
+    assert incoming(app, download_id).exists()
+    await closed(site)
+
+
+async def test_so_many_are_downloaded_at_once_as_the_setting_says_by_all_together(
+    app: FastAPI, site: MediaServer
+) -> None:
+    await setting(app, max_concurrent_downloads="2")
+    for number in range(5):
+        await queued(app, f"{site.url}/slow.mp4?rate=60000&n={number}", title=f"Song {number}")
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            running = select(func.count()).where(downloads.c.status == "downloading")
+            most = max(most, (await Db(app.state.database).execute(running)).scalar_one())
+            await asyncio.sleep(0.01)
+
+    watching = asyncio.create_task(watch())
+    await asyncio.gather(downloading.drain(app), downloading.drain(app), downloading.drain(app))
+    watching.cancel()
+
+    ended = (await Db(app.state.database).execute(select(downloads.c.status, downloads.c.attempts))).all()
+    assert [("completed", 1)] * 5 == [tuple(row) for row in ended]
+    assert 2 == most
+
+
+async def test_at_a_limit_of_0_nothing_begins(app: FastAPI, site: MediaServer) -> None:
+    await setting(app, max_concurrent_downloads="0")
+    download_id = await queued(app, f"{site.url}/direct.mp4")
+
+    await downloading.drain(app)
+
+    assert "pending" == (await row_of(app, download_id)).status
+
+
+async def test_the_order_is_by_priority_and_then_by_age(app: FastAPI, site: MediaServer) -> None:
+    await setting(app, max_concurrent_downloads="1")
+    ids = [
+        await queued(app, f"{site.url}/direct.mp4", title=str(priority), priority=priority) for priority in (5, 9, 1, 5)
+    ]
+
+    await downloading.drain(app)
+
+    rows = [await row_of(app, download_id) for download_id in ids]
+    assert [ids[at] for at in (2, 0, 3, 1)] == [row.id for row in sorted(rows, key=lambda row: row.started_at)]
+
+
+async def test_a_row_without_a_sign_of_life_is_put_back_and_in_the_end_has_failed(app: FastAPI) -> None:
+    silent, alive = utcnow() - timedelta(seconds=61), utcnow() - timedelta(seconds=30)
+    common = {"status": "downloading", "runner": "a:b:1"}
+    gone = await queued(app, "http://127.0.0.1/1", title="1", attempts=1, updated_at=silent, **common)
+    last = await queued(app, "http://127.0.0.1/2", title="2", attempts=3, updated_at=silent, **common)
+    busy = await queued(app, "http://127.0.0.1/3", title="3", attempts=1, updated_at=alive, **common)
+    incoming(app, last).mkdir(parents=True)
+    incoming(app, gone).mkdir(parents=True)
+
+    assert 2 == await downloading.take_back(app)
+
+    rows = [await row_of(app, download_id) for download_id in (gone, last, busy)]
+    assert [("pending", "worker_lost"), ("failed", "worker_lost"), ("downloading", None)] == [
+        (row.status, row.error_code) for row in rows
+    ]
+    assert (True, False) == (incoming(app, gone).exists(), incoming(app, last).exists())
+    await claiming.report_gone(Db(app.state.database), "a:b:1")
+    assert 1 == await downloading.take_back(app)
+    assert "pending" == (await row_of(app, busy)).status
+
+
+async def test_a_child_that_is_killed_is_noticed_and_its_download_tried_again(app: FastAPI, site: MediaServer) -> None:
+    download_id = await queued(app, site.url + SLOW, max_attempts=1)
+    draining = asyncio.create_task(downloading.drain(app))
+    await until(app, download_id, lambda row: row.bytes_done > 0)
+
+    for child in leaders_below(os.getpid()):
+        os.kill(child, signal.SIGKILL)
+    await draining
+
+    row = await row_of(app, download_id)
+    assert ("failed", "unexpected") == (row.status, row.error_code)
+
+
+def leaders_below(process: int) -> list[int]:
+    """The children of its nurseries."""
+    return [child for nursery in nurseries_below(process) for child in children(nursery)]
+
+
+async def test_a_search_that_does_not_get_through_is_a_failure_of_the_service(app: FastAPI) -> None:
+    await setting(app, download_proxy="http://127.0.0.1:9")
+    download_id = await queued(app, None, max_attempts=1)
+
+    await downloading.drain(app)
+
+    row = await row_of(app, download_id)
+    assert ("failed", "service") == (row.status, row.error_code)
+
+
+async def test_a_nursery_that_was_killed_is_replaced(tmp_path: Path, site: MediaServer) -> None:
+    fetchers = Fetchers()
+    order: dict[str, Any] = {
+        "url": f"{site.url}/missing",
+        "folder": str(tmp_path),
+        "quality": "",
+        "format": "",
+        "cookies": None,
+    }
+    order |= {"proxy": "", "max_bytes": 1000, "max_seconds": 60, "allowed_networks": "127.0.0.1", "ffmpeg": None}
+    try:
+        first = [line["code"] async for line in fetchers.fetch(order)]
+        for nursery in nurseries_below(os.getpid()):
+            os.kill(nursery, signal.SIGKILL)
+            os.waitid(os.P_PID, nursery, os.WEXITED | os.WNOWAIT)
+        second = [line["code"] async for line in fetchers.fetch(order)]
+    finally:
+        fetchers.end()
+        shared.begin()
+    assert ["unavailable"] == first == second
+
+
+def nurseries_below(process: int) -> list[int]:
+    return [child for child in children(process) if b"nursery.py" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def children(process: int) -> list[int]:
+    return [
+        int(child) for path in Path(f"/proc/{process}/task").glob("*/children") for child in path.read_text().split()
+    ]
