@@ -133,9 +133,10 @@ export function show(container, state) {
   }
 }
 
-/** Show what `fetchContent` gives: skeletons first, then nodes, a state such as {empty: …}, or the error with a retry. */
+/** Show what `fetchContent` gives: skeletons where nothing is yet, then nodes, a state such as {empty: …}, or the error with a retry. */
 export async function load(container, fetchContent, rows = 3) {
-  show(container, {loading: rows});
+  if (container.childElementCount) container.setAttribute("aria-busy", "true");
+  else show(container, {loading: rows});
   try {
     const found = await fetchContent();
     show(container, found && Object.getPrototypeOf(found) === Object.prototype ? found : {content: found});
@@ -195,6 +196,12 @@ export function ago(text) {
   const [unit, length] = UNITS.find(([, size]) => Math.abs(past) >= size) ?? ["second", 1];
   const words = unit === "second" ? "just now" : RELATIVE.format(Math.round(past / length), unit);
   return el("time", {datetime: then.toISOString(), title: then.toLocaleString()}, words);
+}
+
+/** "9 h 53 min". */
+export function hours(number) {
+  const minutes = Math.round(number / 60);
+  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60).toLocaleString("en")} h ${minutes % 60} min`;
 }
 
 export function bytes(number) {
@@ -388,7 +395,7 @@ function pollProgress(which, onDocument) {
 
 function downloadDocument(row) {
   const {id, status, progress, eta, speed, bytes_done, bytes_total, updated_at, video_id} = row;
-  const message = row.error_message ?? "";
+  const message = row.error_message || row.video_title;
   return {id: `download:${id}`, type: "download", status, percent: progress, message, eta, speed, bytes_done, bytes_total, updated_at, target: `video:${video_id}`};
 }
 

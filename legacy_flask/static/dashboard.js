@@ -1,4 +1,4 @@
-import {ApiError, ago, api, badge, bar, bytes, el, icon, live, load, onReady, seconds, show} from "/static/app.js";
+import {ApiError, ago, api, badge, bar, bytes, el, hours, icon, live, load, onReady, seconds, show} from "/static/app.js";
 import {videoTile} from "/static/tiles.js";
 
 const part = (id) => document.getElementById(id);
@@ -17,7 +17,7 @@ async function counts() {
   const used = disk.total ? `${bytes(disk.free)} free of ${bytes(disk.total)}` : "the disk cannot be read";
   return [
     tile("artist", "Artists", artists.total.toLocaleString("en"), `${artists.monitored} monitored`, "/artists"),
-    tile("video", "Videos", videos.total.toLocaleString("en"), `${seconds(videos.total_duration)} hours in all`, "/videos"),
+    tile("video", "Videos", videos.total.toLocaleString("en"), `${hours(videos.total_duration)} in all`, "/videos"),
     tile("download", "Wanted", wanted.toLocaleString("en"), failed ? `${failed} failed` : "none failed", "/videos?status=WANTED"),
     tile("disk", "Storage", bytes(storage.on_disk.bytes), used, "/system"),
   ];
@@ -54,18 +54,21 @@ async function state() {
 const MOVING = ["downloading", "pending", "paused"];
 const SHOWN = 5;
 const active = new Map(); // documents by id
+const titles = new Map(); // of the videos, by the same ids: what a document says may be an error
 
 function drawActive() {
   const rank = (doc) => MOVING.indexOf(doc.status);
   const docs = [...active.values()].sort((a, b) => rank(a) - rank(b));
   if (!docs.length) return show(part("active"), {empty: "Nothing is being downloaded.", picture: "check"});
   const rows = docs.slice(0, SHOWN).map((doc) => {
+    const title = titles.get(doc.id) || doc.message;
     const speed = doc.speed ? `${bytes(doc.speed)}/s` : "";
     const left = doc.eta ? `${seconds(doc.eta)} left` : "";
+    const notes = [speed, left, doc.message === title ? "" : doc.message].filter(Boolean).join(" · ");
     return el("div", {class: "stack full"},
-      el("div", {class: "row between"}, el("a", {class: "grow clip", href: `/video/${doc.target.split(":")[1]}`}, doc.message || "Video"), badge(doc.status)),
+      el("div", {class: "row between"}, el("a", {class: "grow clip", href: `/video/${doc.target.split(":")[1]}`}, title || "Video"), badge(doc.status)),
       doc.status === "downloading" ? bar(doc.percent, "Progress") : null,
-      speed || left ? el("small", {class: "muted number"}, [speed, left].filter(Boolean).join(" · ")) : null);
+      notes ? el("small", {class: "muted number"}, notes) : null);
   });
   const more = docs.length - rows.length;
   show(part("active"), {content: [...rows, more > 0 ? el("p", {class: "muted"}, `and ${more} more`) : null]});
@@ -75,6 +78,14 @@ function onProgress(doc) {
   if (doc.type !== "download") return;
   if (MOVING.includes(doc.status)) active.set(doc.id, doc);
   else active.delete(doc.id);
+  drawActive();
+  if (active.has(doc.id) && !titles.has(doc.id)) learnTitles(doc.id);
+}
+
+async function learnTitles(id) {
+  titles.set(id, ""); // asked for
+  const {queue} = await api("GET", "/api/downloads/queue");
+  for (const row of queue) titles.set(`download:${row.id}`, row.video_title);
   drawActive();
 }
 

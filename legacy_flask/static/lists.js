@@ -69,7 +69,7 @@ export class Selection {
     this.bar.hidden = !this.ids.size;
     if (!this.ids.size) return;
     const count = el("strong", {class: "number", role: "status"}, `${this.ids.size} selected`);
-    const rest = [button("All on this page", () => this.all(), {kind: "small quiet"}), button("None", () => this.clear(), {kind: "small quiet"})];
+    const rest = [button("All", () => this.all(), {kind: "small quiet", "aria-label": "Select all on this page"}), button("None", () => this.clear(), {kind: "small quiet", "aria-label": "Select none"})];
     this.bar.replaceChildren(count, ...rest, el("span", {class: "grow"}), ...this.actions([...this.ids]).filter(Boolean));
   }
 }

@@ -13,7 +13,12 @@ let transcode = null;
 
 const PLAYABLE = /\.(mp4|m4v|webm)$/i; // browsers play these as they are, and seek in them
 
+let drawn = ""; // what the player shows: a change of the title must not stop it
+
 function drawPlayer() {
+  const file = `${video.file_path} ${video.file_size}`;
+  if (PLAYABLE.test(video.file_path ?? "") && drawn === file) return;
+  drawn = file;
   const poster = video.has_thumbnail ? `${here}/thumbnail` : null;
   if (!video.file_path) show(part("player"), {content: screen(poster, el("p", {}, "There is no file yet."))});
   else if (PLAYABLE.test(video.file_path)) show(part("player"), {content: player(poster)});
@@ -23,7 +28,7 @@ function drawPlayer() {
 function player(poster, autoplay = false) {
   const node = el("video", {class: "player", controls: true, preload: "metadata", playsinline: true, autoplay, poster, src: `${here}/stream`, "aria-label": video.title});
   node.addEventListener("error", () => show(part("player"), {
-    content: screen(poster, el("p", {role: "alert"}, "The file cannot be played. It may be missing, or damaged."), button("Try again", drawPlayer, {picture: "refresh"})),
+    content: screen(poster, el("p", {role: "alert"}, "The file cannot be played. It may be missing, or damaged."), button("Try again", () => show(part("player"), {content: player(poster)}), {picture: "refresh"})),
   }));
   return node;
 }
@@ -34,6 +39,7 @@ function drawUnplayable(poster) {
   show(part("player"), {content: screen(
     poster,
     el("p", {}, `Browsers cannot play ${kind} files. It can be converted while you watch, without seeking, or once for all.`),
+    transcode?.status === "failed" ? el("p", {class: "form-error"}, transcode.message) : null,
     running
       ? el("div", {class: "stack full"}, bar(transcode.percent, "Conversion"), el("small", {}, `Converting: ${transcode.percent ?? 0} %`))
       : el("div", {class: "row center"},
@@ -120,7 +126,7 @@ async function onDownload(doc) {
 function onProgress(doc) {
   if (doc.target !== target) return;
   if (doc.type === "download") onDownload(doc).catch(complain);
-  else if (doc.type.startsWith("transcod")) onTranscode(doc).catch(complain);
+  else if (doc.type === "transcode") onTranscode(doc).catch(complain);
 }
 
 // --- the rest --------------------------------------------------------------------------------------------------
@@ -217,19 +223,31 @@ async function remove() {
   location.assign("/videos");
 }
 
-async function refresh() {
-  await load(part("about"), async () => {
-    video = await api("GET", here);
-    return about();
-  });
-  if (!video) return;
+/** What happened before this page was opened and is worth a button: a failed download, a conversion. */
+async function before() {
+  if (!download && video.status === "FAILED") {
+    const {downloads} = await api("GET", `/api/artists/${video.artist_id}/detailed`);
+    const last = downloads.filter((row) => row.video_id === id).sort((a, b) => b.id - a.id)[0];
+    if (last?.status === "failed") download = {id: `download:${last.id}`, status: last.status, percent: last.progress, message: last.error_message};
+  }
+  if (!transcode && video.file_path && !PLAYABLE.test(video.file_path)) {
+    const {status, progress, error} = await api("GET", `${here}/transcode/status`);
+    const words = {processing: "running", failed: "failed"};
+    if (words[status]) transcode = {status: words[status], percent: progress, message: error};
+  }
+}
+
+const refresh = () => load(part("about"), async () => {
+  video = await api("GET", here);
+  await before();
   drawPlayer();
   drawDownload();
   show(part("facts"), {content: facts()});
-}
+  for (const aside of document.querySelectorAll(".watch-side")) aside.hidden = false;
+  return about();
+});
 
 onReady(async () => {
   await refresh();
-  if (video) live("all", onProgress);
-  else for (const card of document.querySelectorAll(".watch-side")) card.hidden = true;
+  live("all", onProgress);
 });
