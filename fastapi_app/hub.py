@@ -27,7 +27,6 @@ log = logging.getLogger("fastapi_app")
 
 LOOK_S = 2.0
 SOON_S = 0.2  # until the next look when something unknown was heard of
-FIRST_LOOK_S = 5.0  # then whoever waits for it gives up
 KEEP_S = 300.0  # what has ended is known so long: somebody may be on the way back
 RECENT = 100  # rows of each kind that ended before anybody listened
 AT_ONCE = 500  # rows of one statement
@@ -108,23 +107,20 @@ class Hub:
         self._known: dict[str, Known] = {}
         self._heard: set[str] = set()  # of which the rows must be seen
         self._work: asyncio.Task[None] | None = None
-        self._looked, self._soon = asyncio.Event(), asyncio.Event()
+        self._looking, self._looked_at = asyncio.Lock(), 0.0
+        self._soon = asyncio.Event()
         self._waiting = 0
         self._turn = asyncio.Semaphore(8)
 
     async def known(self, names: Collection[str] | None) -> dict[str, Known]:
-        """What is known of these; of all that is active or has just ended for None.
+        """What is known now of these; of all that is active or has just ended for None.
 
-        Raises DatabaseUnavailable when the rows cannot be read.
+        Raises DatabaseUnavailable or DBAPIError when the rows cannot be read.
         """
         self._waiting += 1
         try:
             self._begin()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(FIRST_LOOK_S):
-                    await self._looked.wait()
-            if not self._looked.is_set():
-                raise DatabaseUnavailable("The progress of downloads and jobs cannot be read.")
+            await self._look_after(time.monotonic())
             if names is None:
                 return dict(self._known)
             await self._read([name for name in names if name not in self._known], quiet=True)
@@ -146,7 +142,7 @@ class Hub:
         if self._work is None or self._work.done():
             self._known.clear()
             self._heard.clear()
-            self._looked.clear()
+            self._looked_at = 0.0
             self._work = asyncio.create_task(self._run(), name="live progress")
 
     async def _run(self) -> None:
@@ -154,7 +150,7 @@ class Hub:
         try:
             while self._waiting or any(listener.interested for listener in self.listeners):
                 try:
-                    await self._look()
+                    await self._look_after(time.monotonic())
                 except Exception as error:
                     known = isinstance(error, DatabaseUnavailable)
                     log.warning("live progress cannot read the rows: %s", error if known else "", exc_info=not known)
@@ -169,14 +165,22 @@ class Hub:
 
     # Rows
 
-    async def _look(self) -> None:
+    async def _look_after(self, moment: float) -> None:
+        """Look, unless somebody has begun to after that moment: many who come at once share a look."""
+        async with self._looking:
+            if self._looked_at < moment:
+                began = time.monotonic()
+                await self._look(first=not self._looked_at)
+                self._looked_at = began
+
+    async def _look(self, *, first: bool) -> None:
         """Read what has changed since the last look."""
         marks = {
             f"{kind}:{row.id}": tuple(row[1:])
             for kind, source in SOURCES.items()
             for row in await self._db.rows(source.marks)
         }
-        if not self._looked.is_set():
+        if first:
             since = utcnow() - timedelta(seconds=KEEP_S)
             for kind, source in SOURCES.items():
                 for row in await self._db.rows(source.recent, {"since": since}):
@@ -187,7 +191,6 @@ class Hub:
         left = {name for name, last in known.items() if not last.ended_at and name not in marks}
         heard, self._heard = self._heard, set()
         await self._read(changed | left | heard)
-        self._looked.set()
 
     async def _read(self, names: Iterable[str], *, quiet: bool = False) -> None:
         """Read these rows; `quiet` tells nobody of what has ended long ago."""

@@ -36,6 +36,7 @@ LOOK_S = 0.25  # between two looks at the deadlines of all connections
 LINGER_S = 5.0  # for a client that still sends when it already has its answer
 RETIRE_S = 0.5  # kept-alive connections stay open so long on shutdown, for a request that is on its way
 GONE_S = 0.4  # without one byte written to a stream, after which a client that closed its side counts as gone
+GOODBYE_S = 3.0  # for the client of a websocket that has ended to take what is left
 WEBSOCKET_LINE = 8000  # bytes in one header of a handshake; the websockets library says nothing above 8192
 
 # What the client is sending.
@@ -596,7 +597,18 @@ class GatewayProtocol(HttpToolsProtocol):
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's websockets, which take a handshake that was answered in plain HTTP for one that was forgotten."""
+    """uvicorn's websockets, which take a handshake that was answered in plain HTTP for one that was forgotten, and wait
+    for ever until a client that reads nothing has taken the rest."""
+
+    @override
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.loop.call_later(GOODBYE_S, self.transport.abort)
+
+    @override
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        super().on_task_complete(task)
+        self.loop.call_later(GOODBYE_S, self.transport.abort)
 
     @override
     async def send(self, message: Any) -> None:
