@@ -106,9 +106,9 @@ class Queue:
         queue, limit = self._open(place.queue), NO_LIMIT if place.timeout_s is None else int(place.timeout_s) + SPARE_S
         common: dict[str, Any] = {"timeout": limit, "result_ttl": 0, "failure_ttl": KEEP_S, "description": kind}
         if place.has_rows:
-            queue.enqueue_call("fastapi_app.worker.work_on", [job_id], job_id=job_id, **common)
+            queue.enqueue_call("fastapi_app.working.work_on", [job_id], job_id=job_id, **common)
         elif not any(waits.startswith(f"{kind}-") for waits in queue.get_job_ids()):
-            queue.enqueue_call("fastapi_app.worker.run", [kind], job_id=f"{kind}-{rq.utils.now():%H%M%S%f}", **common)
+            queue.enqueue_call("fastapi_app.working.run", [kind], job_id=f"{kind}-{rq.utils.now():%H%M%S%f}", **common)
 
     def _open(self, name: str) -> rq.Queue:
         return rq.Queue(name, connection=self._redis, serializer=JSONSerializer)
