@@ -1,13 +1,14 @@
 """One download, from the row that waits to the file in the library.
 
 The row is the truth, and other processes, also of the other application, work on the same rows. Whoever claims one
-counts its attempts up; `(id, attempts)` is his token, and all that he writes is written only as long as the row is
-still `downloading` with it. When it is not (paused, cancelled, taken over), he stops and leaves the row alone.
+counts its attempts up and signs it. All that he writes later is written only as long as the row is still `downloading`
+with both. When it is not (paused, cancelled, taken over), he stops and leaves the row alone.
 """
 
 import errno
 import os
 import random
+import secrets
 import shutil
 import socket
 import time
@@ -74,6 +75,7 @@ class Task(NamedTuple):
 
     id: int
     attempts: int
+    runner: str | None
     max_attempts: int
     video_id: int
     quality: str | None
@@ -143,21 +145,28 @@ def claim() -> Task | None:
                 db.flush()
             if running(db) >= limit(setting.value):
                 return None
-            found = db.scalar(select(row).where(due()).order_by(row.priority, row.id).limit(1).with_for_update())
-            if found is None:
-                return None
-            found.status, found.attempts, found.runner = "downloading", found.attempts + 1, runner()
-            found.started_at = found.updated_at = utcnow()
-            found.retry_at = found.error_code = found.error_message = found.speed = found.eta = None
-            found.video.status = "DOWNLOADING"
-            events.emit(db, "download.started", about(found))
-            return Task(found.id, found.attempts, found.max_attempts, found.video_id, found.quality, found.format)
+            first = select(row.id, row.video_id).where(due()).order_by(row.priority, row.id).limit(1)
+            for download_id, video_id in db.execute(first).all():
+                video = db.get(Video, video_id, with_for_update=True)  # first, as whoever changes both
+                found = db.scalar(select(row).where(row.id == download_id, due()).with_for_update())
+                return taken(db, found, video) if found else None
     except IntegrityError:  # somebody else has just written the row of the setting
-        return None
+        pass
+    return None
+
+
+def taken(db, row: Download, video: Video) -> Task:
+    row.status, row.attempts, row.runner = "downloading", row.attempts + 1, runner()
+    row.started_at = row.updated_at = utcnow()
+    row.retry_at = row.finished_at = row.error_code = row.error_message = row.speed = row.eta = None
+    video.status = "DOWNLOADING"
+    events.emit(db, "download.started", about(row))
+    return Task(row.id, row.attempts, row.runner, row.max_attempts, row.video_id, row.quality, row.format)
 
 
 def runner() -> str:
-    return f"flask:{socket.gethostname()[:80]}:{os.getpid()}"
+    """Another one each time: the attempts of a row begin anew when somebody retries it."""
+    return f"flask:{socket.gethostname()[:60]}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 def about(row: Download, **more) -> dict:
@@ -168,28 +177,30 @@ def about(row: Download, **more) -> dict:
 def take_back() -> None:
     """Rows of runners that are gone wait again, or have failed when that happened too often."""
     row = Download
-    found = get_session().execute(select(row.id, row.attempts, row.max_attempts, row.video_id).where(stale())).all()
-    for one in found:
-        task = Task(one.id, one.attempts, one.max_attempts, one.video_id, None, None)
+    columns = (row.id, row.attempts, row.runner, row.max_attempts, row.video_id, row.quality, row.format)
+    for found in get_session().execute(select(*columns).where(stale())).all():
         with suppress(Lost):
-            fail(task, "worker_lost", stale())
+            fail(Task(*found), "worker_lost", stale())
+
+
+def ours(task: Task):
+    row = Download
+    same = (row.id == task.id) & (row.attempts == task.attempts) & (row.runner == task.runner)
+    return same & (row.status == "downloading")
 
 
 def write(task: Task, **values) -> None:
     """Raises Lost."""
-    row = Download
-    mine = (row.id == task.id) & (row.attempts == task.attempts) & (row.status == "downloading")
     with transaction() as db:
-        changed = update(row).where(mine).values(updated_at=utcnow(), **values)
+        changed = update(Download).where(ours(task)).values(updated_at=utcnow(), **values)
         if not db.execute(changed, execution_options={"synchronize_session": False}).rowcount:
             raise Lost
 
 
 def own(db, task: Task, *conditions) -> Download:
-    """The locked row. Raises Lost."""
-    row = Download
-    mine = select(row).where(row.id == task.id, row.attempts == task.attempts, row.status == "downloading")
-    found = db.scalar(mine.where(*conditions).with_for_update())
+    """The row, locked after its video. Raises Lost."""
+    db.get(Video, task.video_id, with_for_update=True)
+    found = db.scalar(select(Download).where(ours(task), *conditions).with_for_update())
     if found is None:
         raise Lost
     return found
@@ -197,10 +208,9 @@ def own(db, task: Task, *conditions) -> Download:
 
 def check(task: Task) -> None:
     """Raises Lost."""
-    row = Download
-    found = get_session().execute(select(row.status, row.attempts).where(row.id == task.id)).first()
+    found = get_session().scalar(select(Download.id).where(ours(task)))
     close_session()
-    if found != ("downloading", task.attempts):
+    if found is None:
         raise Lost
 
 

@@ -12,7 +12,7 @@
     /text.mp4             text that is called a video
     /picture.jpg          a picture
     /missing 404, /forbidden 403, /broken 500, /sign-in 401
-    /to-private           leads to 127.0.0.2, another address of this server: who may only go to 127.0.0.1 must not arrive
+    /to-private           leads to 127.0.0.2, where this server is, too: who may only go to 127.0.0.1 never arrives
 
 `?size=N` makes any mp4 N bytes large; it stays a valid video.
 """
@@ -43,6 +43,7 @@ _TYPES = {".mp4": "video/mp4", ".m3u8": "application/vnd.apple.mpegurl", ".ts": 
 class Request(NamedTuple):
     path: str  # without the query; one of the private address begins with "private:"
     range: str | None
+    cookie: str | None
 
 
 class MediaServer:
@@ -70,9 +71,9 @@ class MediaServer:
             self.requests.clear()
             self._cut.clear()
 
-    def note(self, path: str, asked: str | None) -> None:
+    def note(self, request: Request) -> None:
         with self._lock:
-            self.requests.append(Request(path, asked))
+            self.requests.append(request)
 
     def is_cut(self, target: str, times: int) -> bool:
         """Whether this answer for a path with its query is one of the first `times`."""
@@ -147,7 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
         path, query = parts.path, dict(parse_qsl(parts.query))
-        self.media.note(f"private:{path}" if self.is_private else path, self.headers.get("Range"))
+        shown = f"private:{path}" if self.is_private else path
+        self.media.note(Request(shown, self.headers.get("Range"), self.headers.get("Cookie")))
         self.media.sending(1)
         try:
             with suppress(ConnectionError):
