@@ -371,8 +371,15 @@ async def adopt_picture(request: Request, db: Db, artist_id: int, url: str | Non
 async def refresh_artist_metadata(request: Request, artist_id: int, db: DbDep, _: Member) -> Response:
     """Fill in what IMVDb, Last.fm and Wikipedia know; what is there already stays, unless `overwrite=true`."""
     overwrite = bool(query_flag(query(request), "overwrite"))
+    news = await refresh(request, db, artist_id, await settings.texts(db), overwrite=overwrite)
+    return success("Metadata updated", artist=artist_json(await find_artist(db, artist_id)), **news)
+
+
+async def refresh(
+    request: Request, db: Db, artist_id: int, texts: Mapping[str, str], *, overwrite: bool
+) -> dict[str, Any]:
+    """What has become of it: updated (fields), thumbnail_saved, problems. Raises ApiError when IMVDb fails."""
     artist = await find_or_404(db, artists, artist_id)
-    texts = await settings.texts(db)
     found, problems = await _found_elsewhere(request.app.state.upstream, texts, artist, overwrite=overwrite)
     async with db.transaction() as connection:
         row = await find_or_404(connection, artists, artist_id, lock=True)
@@ -386,13 +393,11 @@ async def refresh_artist_metadata(request: Request, artist_id: int, db: DbDep, _
             await events.emit(connection, request, "artist.updated", told)
     wanted = overwrite or artist.thumbnail_path is None
     saved = wanted and await adopt_picture(request, db, artist_id, found["thumbnail_url"])
-    return success(
-        "Metadata updated",
-        artist=artist_json(await find_artist(db, artist_id)),
-        updated=sorted(fields),
-        thumbnail_saved=saved,
-        problems=[problem.message for problem in problems],
-    )
+    return {
+        "updated": sorted(fields),
+        "thumbnail_saved": saved,
+        "problems": [problem.message for problem in problems],
+    }
 
 
 async def _found_elsewhere(

@@ -14,6 +14,7 @@ as long as this process is large; `subprocess` uses vfork. Usable alone; the app
 
 import asyncio
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -36,6 +37,7 @@ LINGER_S = 1.0  # between the end of the output and that of the program
 
 T = TypeVar("T")
 Command = Sequence[str | os.PathLike[str]]
+Limits = Mapping[int, int]  # of `resource`: RLIMIT_CPU and so on
 
 
 class CommandError(Exception):
@@ -106,14 +108,19 @@ class Runner:
             return await _in_thread(self._threads, job, lambda: job.converse(timeout_s, max_bytes))
 
     async def lines(
-        self, command: Command, *, timeout_s: float | None = None, env: Mapping[str, str] | None = None
+        self,
+        command: Command,
+        *,
+        timeout_s: float | None = None,
+        env: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
     ) -> AsyncGenerator[str, None]:
         """The lines of stdout as they come, without their ends; bytes that are no UTF-8 are replaced.
 
         The program waits for a slow reader, and is killed when nobody reads any more. Raises what `run` raises, and
         CommandFailed at the end.
         """
-        job, rest = _Job(command, env), b""
+        job, rest = _Job(command, env, limits), b""
         async with self._streaming(job) as pipes:
             deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
             while chunk := await _before(deadline, job, pipes.read(FEW)):
@@ -128,13 +135,15 @@ class Runner:
         if job.code:
             raise CommandFailed(f"{job.name} ended with code {job.code}", job.code, bytes(pipes.complaints))
 
-    async def chunks(self, command: Command, *, env: Mapping[str, str] | None = None) -> AsyncGenerator[bytes, None]:
+    async def chunks(
+        self, command: Command, *, env: Mapping[str, str] | None = None, limits: Limits | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """The bytes of stdout as they come, whatever the code at the end.
 
         The program waits for a slow reader, and is killed when nobody reads any more. Raises CommandMissing and
         CommandStopped.
         """
-        job = _Job(command, env)
+        job = _Job(command, env, limits)
         async with self._streaming(job) as pipes:
             while chunk := await pipes.read(CHUNK):
                 yield chunk
@@ -195,11 +204,12 @@ class Runner:
 class _Job:
     """One program, from the wish to its end."""
 
-    def __init__(self, command: Command, env: Mapping[str, str] | None) -> None:
+    def __init__(self, command: Command, env: Mapping[str, str] | None, limits: Limits | None = None) -> None:
         if isinstance(command, str | bytes) or not command:
             raise TypeError("a command is a list of words: the program and its arguments")
         self._words = [os.fspath(word) for word in command]
         self._env = {**os.environ, **env} if env else None
+        self._limits = limits or {}
         self._lock = threading.Lock()  # held while its number is used: the number of a reaped one may be another's
         self._process: subprocess.Popen[bytes] | None = None
         self._began = self._ended = 0.0
@@ -271,6 +281,9 @@ class _Job:
         except OSError as error:
             self._began = 0.0
             raise CommandMissing(f"{self.name} cannot be started: {error.strerror}") from None
+        for which, most in self._limits.items():
+            with suppress(ProcessLookupError, PermissionError, ValueError):  # it has ended, or has less already
+                resource.prlimit(process.pid, which, (most, most))
         with self._lock:
             self._process = process
         if self.why:  # meanwhile

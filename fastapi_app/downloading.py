@@ -27,7 +27,8 @@ from .db import DatabaseUnavailable, Db
 from .fetchers import shared
 from .files import inside, off_loop, safe_name
 from .http import ApiError
-from .indexing import find_ffprobe, probe
+from .indexing import probe
+from .media import find_ffmpeg, find_ffprobe
 from .models import utcnow
 from .organizing import VIDEO_TYPES, nfo, target_path
 from .resolving import Resolver
@@ -81,8 +82,7 @@ class Download:
     def sign(self) -> dict[str, Any]:
         self.moved, self.signed_at = False, monotonic()
         return {
-            "its_id": self.row.id,
-            "its_attempts": self.row.attempts,
+            **claiming.whose(self.row),
             "progress": self.percent,
             "bytes_done": self.bytes_done,
             "bytes_total": self.bytes_total,
@@ -196,7 +196,9 @@ class Drain:
             return
         states = await claiming.states(self._db, [one.row.id for _, one in looked_at])
         for task, one in looked_at:
-            if states.get(one.row.id) != ("downloading", one.row.attempts) and not (one.over or one.lost):
+            if states.get(one.row.id) != ("downloading", one.row.attempts, one.row.runner) and not (
+                one.over or one.lost
+            ):
                 one.lost = True
                 task.cancel()
         moved = [one for _, one in looked_at if one.moved and not one.lost]
@@ -286,7 +288,7 @@ class Drain:
             "max_bytes": int(settings.as_number(texts["download_max_mb"], 16384) * 1024**2),
             "max_seconds": int(settings.as_number(texts["download_max_minutes"], 720) * 60),
             "allowed_networks": self._config.allowed_networks,
-            "ffmpeg": await off_loop(shutil.which, self._config.ffmpeg),
+            "ffmpeg": await off_loop(find_ffmpeg, self._config.ffmpeg),
         }
         async with aclosing(shared.fetch(order)) as lines, asyncio.timeout(STALLED_S) as patience:
             async for line in lines:
@@ -302,7 +304,7 @@ class Drain:
 
     async def _probe(self, path: Path) -> dict[str, Any]:
         """Size, duration and quality. Raises Failed for what is no video."""
-        ffprobe = await off_loop(find_ffprobe, self._config.ffmpeg)
+        ffprobe = await off_loop(find_ffprobe, self._config.ffmpeg, self._config.ffprobe)
         found = await probe(ffprobe, path)
         if ffprobe and "quality" not in found:
             raise Failed("invalid_file")
@@ -366,8 +368,7 @@ class Drain:
     async def _leave(self, row: Any) -> None:
         """Its child is gone; the folder goes, too, unless somebody will go on with it."""
         states = await self._patiently(partial(claiming.states, self._db, [row.id]))
-        status, _ = states.get(row.id, ("", 0))
-        if status not in KEPT:
+        if states.get(row.id, ("",))[0] not in KEPT:
             await off_loop(_remove, self._folder(row.id))
 
     def _folder(self, download_id: int) -> Path:
@@ -380,7 +381,7 @@ async def _sweep(config: Settings, db: Db) -> None:
     if folders:
         states = await claiming.states(db, list(folders))
         for download_id, folder in folders.items():
-            if states.get(download_id, ("", 0))[0] not in KEPT:
+            if states.get(download_id, ("",))[0] not in KEPT:
                 await off_loop(_remove, folder)
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -15,16 +14,16 @@ from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from . import commands, events, jobs
+from . import events, jobs, media
 from .artists import changes
 from .config import Settings
 from .db import Db, insert_row
 from .files import existing_file, off_loop, safe_name
 from .http import ApiError
+from .media import find_ffprobe
 from .models import artists, name_key, sort_name, videos
 from .organizing import Guess, is_video, parse_name, problem, title_key
 
-PROBE_TIMEOUT_S = 30
 PROBES = 8  # at once
 MAX_DURATION, MAX_SIDE = 10_000_000, 100_000  # seconds, pixels
 MAX_PATH = 500  # characters, of `videos.file_path`
@@ -104,24 +103,9 @@ def shown(path: str) -> str:
     return os.fsencode(path).decode(errors="replace")
 
 
-def find_ffprobe(ffmpeg: str) -> str | None:
-    """Beside ffmpeg, or anywhere on the PATH. Blocks."""
-    found = shutil.which(ffmpeg)
-    beside = shutil.which(Path(found).with_name("ffprobe")) if found else None
-    return beside or shutil.which("ffprobe")
-
-
 async def probe(ffprobe: str | None, path: Path) -> dict[str, Any]:
     """Duration in seconds and quality, as far as they can be told."""
-    if ffprobe is None:
-        return {}
-    command = [ffprobe, "-v", "error", "-select_streams", "v:0", "-of", "json"]
-    command += ["-show_entries", "stream=width,height:format=duration", f"file:{path}"]
-    try:
-        done = await commands.run(command, timeout_s=PROBE_TIMEOUT_S)
-    except commands.CommandError:
-        return {}
-    return read_probe(done.stdout)
+    return read_probe(await media.ask(ffprobe, path)) if ffprobe else {}
 
 
 def read_probe(output: bytes) -> dict[str, Any]:
@@ -131,8 +115,9 @@ def read_probe(output: bytes) -> dict[str, Any]:
         duration = round(float(json.loads(output)["format"]["duration"]))
         if 0 < duration <= MAX_DURATION:
             fields["duration"] = duration
-    with suppress(ValueError, LookupError, TypeError, OverflowError):
-        width, height = (int(json.loads(output)["streams"][0][side]) for side in ("width", "height"))
+    with suppress(ValueError, LookupError, TypeError, OverflowError, StopIteration):
+        pictures = next(stream for stream in json.loads(output)["streams"] if "width" in stream)
+        width, height = (int(pictures[side]) for side in ("width", "height"))
         if 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE:
             fields["quality"] = quality(width, height)
     return fields
@@ -237,7 +222,7 @@ async def index(request: Request, _arguments: Mapping[str, Any], report: jobs.Re
     config, db = request.app.state.settings, Db(request.app.state.database)
     files = await library_files(config)
     known = await known_files(db)
-    ffprobe = await off_loop(find_ffprobe, config.ffmpeg)
+    ffprobe = await off_loop(find_ffprobe, config.ffmpeg, config.ffprobe)
     counts = dict.fromkeys(("created", "matched", "updated", "unchanged", "skipped"), 0)
     for start in range(0, len(files), PROBES):
         batch = [(file, known.get(file.path)) for file in files[start : start + PROBES]]

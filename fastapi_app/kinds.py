@@ -5,13 +5,16 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI
 
-from . import discovery, downloading, indexing, playlists
+from . import discovery, downloading, enrichment, indexing, playlists, transcoding
 from .jobs import Kind
 
 KINDS: dict[str, Kind] = {
     "discovery": Kind("metadata", timeout_s=3600, attempts=3, work=discovery.discover),
     "playlists": Kind("metadata", timeout_s=3600, attempts=3, work=playlists.sync_all),
     "index": Kind("media", timeout_s=6 * 3600, attempts=3, work=indexing.index),
+    "enrichment": Kind("metadata", timeout_s=600, attempts=3, work=enrichment.enrich),
+    "enrichment_part": Kind("metadata", timeout_s=3600, attempts=3, work=enrichment.enrich_part),
+    "transcode": Kind("media", timeout_s=transcoding.TIMEOUT_S + 600, attempts=2, work=transcoding.transcode),
 }
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -40,6 +39,7 @@ from .http import (
 )
 from .identity import Manager, Member, Reader
 from .matching import Wanted, ranked, split_title, words
+from .media import find_ffmpeg
 from .models import VIDEO_STATUSES, artists, as_dict, name_key, videos
 from .queueing import VIDEOS as QUEUEABLE
 from .queueing import Wishes, enqueuing, queue_download
@@ -513,10 +513,11 @@ async def stream_video(request: Request, video_id: int, db: DbDep, _: Reader) ->
     if media_type:
         several = "," in request.headers.get("range", "")  # then the whole file, as RFC 9110 allows
         return await send_file(request, path, media_type, ranges=not several)
-    ffmpeg = await off_loop(shutil.which, config.ffmpeg)
+    ffmpeg = await off_loop(find_ffmpeg, config.ffmpeg)
     if ffmpeg is None:
         raise ApiError(503, "This format cannot be played: ffmpeg is not installed")
-    return Stream(converted(ffmpeg, path), 200, {"accept-ranges": "none", "content-type": "video/mp4"})
+    chunks = converted(ffmpeg, path, query_int(query(request), "start") or 0)
+    return Stream(chunks, 200, {"accept-ranges": "none", "content-type": "video/mp4"})
 
 
 # Small things

@@ -330,10 +330,16 @@ def adopt_picture(artist_id: int, url: str | None) -> bool:
 @role_required("user")
 def refresh_artist_metadata(artist_id):
     """Fill in what IMVDb, Last.fm and Wikipedia know; what is there already stays, unless `overwrite=true`."""
-    overwrite = bool(query_flag("overwrite"))
+    news = refresh(artist_id, settings.texts(get_session()), bool(query_flag("overwrite")))
     db = get_session()
     artist = find_or_404(db, Artist, artist_id)
-    texts, problems = settings.texts(db), []
+    return success("Metadata updated", artist=artist_json(artist, count_videos(db, artist)), **news)
+
+
+def refresh(artist_id: int, texts: dict, overwrite: bool) -> dict:
+    """What has become of it: updated (fields), thumbnail_saved, problems. Raises ApiError when IMVDb fails."""
+    artist = find_or_404(get_session(), Artist, artist_id)
+    problems = []
     entity = find_entity(texts, artist)
     info = None
     if texts.get("lastfm_api_key") and (overwrite or not (artist.bio and artist.genres)):
@@ -358,15 +364,11 @@ def refresh_artist_metadata(artist_id):
             told = {"artist": {"id": artist_id, "name": artist.name}, "fields": sorted(fields)}
             events.emit(db, "artist.updated", told)
     saved = wants_picture and adopt_picture(artist_id, image)
-    db = get_session()
-    artist = find_or_404(db, Artist, artist_id)
-    return success(
-        "Metadata updated",
-        artist=artist_json(artist, count_videos(db, artist)),
-        updated=sorted(fields),
-        thumbnail_saved=saved,
-        problems=[problem.message for problem in problems],
-    )
+    return {
+        "updated": sorted(fields),
+        "thumbnail_saved": saved,
+        "problems": [problem.message for problem in problems],
+    }
 
 
 def find_entity(texts: dict, artist: Artist) -> imvdb.Entity:

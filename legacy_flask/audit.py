@@ -1,6 +1,6 @@
 """Who did what to which thing: one row per change, written in the transaction of the change."""
 
-from flask import g, request
+from flask import g, has_request_context, request
 
 from .models import AuditEntry
 
@@ -14,6 +14,6 @@ def audit(db, action: str, target: str = "", **detail) -> None:
             action=action,
             target=target,
             detail=detail,
-            ip=(request.remote_addr or "")[:45],
+            ip=(request.remote_addr or "")[:45] if has_request_context() else "",
         )
     )

@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import subprocess
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -13,14 +11,14 @@ from flask import current_app
 from sqlalchemy import or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from . import events
+from . import events, jobs, media
 from .db import get_session, transaction
 from .files import existing_file, safe_name
 from .http import ApiError
+from .media import find_ffprobe
 from .models import Artist, Video, name_key, sort_name
 from .organizing import Guess, is_video, parse_name, problem, title_key
 
-PROBE_TIMEOUT_S = 30
 MAX_DURATION, MAX_SIDE = 10_000_000, 100_000  # seconds, pixels
 MAX_PATH = 500  # characters, of `videos.file_path`
 HEIGHTS = (2160, 1440, 1080, 720, 480, 360, 240)
@@ -81,24 +79,9 @@ def shown(path: str) -> str:
     return os.fsencode(path).decode(errors="replace")
 
 
-def find_ffprobe() -> str | None:
-    """Beside ffmpeg, or anywhere on the PATH."""
-    ffmpeg = shutil.which(current_app.config["FFMPEG"])
-    beside = shutil.which(Path(ffmpeg).with_name("ffprobe")) if ffmpeg else None
-    return beside or shutil.which("ffprobe")
-
-
 def probe(ffprobe: str | None, path: Path) -> dict:
     """Duration in seconds and quality, as far as they can be told."""
-    if ffprobe is None:
-        return {}
-    command = [ffprobe, "-v", "error", "-select_streams", "v:0", "-of", "json"]
-    command += ["-show_entries", "stream=width,height:format=duration", f"file:{path}"]
-    try:
-        done = subprocess.run(command, check=False, capture_output=True, timeout=PROBE_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return read_probe(done.stdout)
+    return read_probe(media.ask(ffprobe, path)) if ffprobe else {}
 
 
 def read_probe(output: bytes) -> dict:
@@ -108,8 +91,9 @@ def read_probe(output: bytes) -> dict:
         duration = round(float(json.loads(output)["format"]["duration"]))
         if 0 < duration <= MAX_DURATION:
             fields["duration"] = duration
-    with suppress(ValueError, LookupError, TypeError, OverflowError):
-        width, height = (int(json.loads(output)["streams"][0][side]) for side in ("width", "height"))
+    with suppress(ValueError, LookupError, TypeError, OverflowError, StopIteration):
+        pictures = next(stream for stream in json.loads(output)["streams"] if "width" in stream)
+        width, height = (int(pictures[side]) for side in ("width", "height"))
         if 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE:
             fields["quality"] = quality(width, height)
     return fields
@@ -190,6 +174,11 @@ def news(row, fields: dict) -> dict:
 
 
 # --- the job -----------------------------------------------------------------------------------------------------
+
+
+def start() -> str:
+    """Begin it; the job's id. Raises ApiError 409 while one is running."""
+    return jobs.start("index", index, busy="The library is being indexed already")
 
 
 def index(report) -> dict:

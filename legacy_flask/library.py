@@ -7,7 +7,7 @@ from collections import Counter
 from flask import Blueprint, current_app, jsonify
 from sqlalchemy import func, select
 
-from . import indexing, intake, jobs, settings
+from . import indexing, intake, settings
 from .artists import has_genre
 from .auth import role_required
 from .db import get_session
@@ -133,8 +133,7 @@ def index_library():
         new = [file for file in files if file.path not in known]
         message = f"{len(new)} of {len(files)} files have no row"
         return success(message, files=[intake.file_json(file) for file in new[:MAX_LISTED]], count=len(new))
-    job_id = jobs.start("index", indexing.index, busy="The library is being indexed already")
-    return success("The library is being indexed", 202, job_id=job_id)
+    return success("The library is being indexed", 202, job_id=indexing.start())
 
 
 @bp.get("/genres")

@@ -1,10 +1,10 @@
 """Playlists of YouTube that are looked through for new videos."""
 
 from flask import Blueprint, jsonify
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
-from . import events, settings
+from . import events, jobs, settings
 from .artists import name_fields
 from .audit import audit
 from .auth import role_required
@@ -74,6 +74,28 @@ def sync_monitor(monitor_id):
     monitor = find_monitor(db, monitor_id)
     items = youtube.playlist_items(settings.texts(db), monitor.playlist_id)
     return success("Playlist synced", **store(monitor_id, items))
+
+
+def start_all() -> str:
+    """Begin to sync all playlists; the job's id. Raises ApiError 400 without a key, 409 while such a job is running."""
+    db = get_session()
+    youtube.key_of(settings.texts(db))
+    busy, number = "The playlists are being synced already", db.scalar(select(func.count(PlaylistMonitor.id)))
+    return jobs.start("playlists", sync_all, busy=busy, playlists=number)
+
+
+def sync_all(report: jobs.Report) -> dict:
+    db = get_session()
+    texts, monitors = settings.texts(db), db.scalars(select(PlaylistMonitor).order_by(PlaylistMonitor.id)).all()
+    result = {"playlists": len(monitors), "failed": 0, "added": 0, "queued": 0}
+    for number, monitor in enumerate(monitors, 1):
+        try:
+            counts = store(monitor.id, youtube.playlist_items(texts, monitor.playlist_id))
+            result |= {name: result[name] + counts[name] for name in ("added", "queued")}
+        except ApiError:  # gone, private, or the service is down
+            result["failed"] += 1
+        report(100 * number // len(monitors), f"{number} of {len(monitors)} playlists")
+    return result
 
 
 def store(monitor_id: int, items: list[youtube.PlaylistItem]) -> dict:

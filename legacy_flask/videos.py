@@ -1,7 +1,7 @@
 """Videos: the list, the search, the changes, the picture and the stream."""
 
 import os
-import shutil
+import select as waiting
 import signal
 import subprocess
 from contextlib import suppress
@@ -11,7 +11,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import contains_eager
 
-from . import events, settings, thumbnails
+from . import events, media, settings, thumbnails
 from .artists import fresh, has_genre, name_fields, tried, web_address
 from .audit import audit
 from .auth import role_required
@@ -45,6 +45,7 @@ SORTS = {
 }
 DIRECT_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm"}  # browsers play these as they are
 CHUNK = 64 * 1024
+LOOK_EVERY_S = 0.5  # whether the client is still there
 UNKNOWN_ARTIST = "Unknown Artist"
 ATTEMPTS = 5  # at storing what somebody else may store at the same time
 
@@ -429,26 +430,36 @@ def stream_video(video_id):
         if "," in request.headers.get("Range", ""):
             request.environ.pop("HTTP_RANGE")  # several ranges at once: the whole file, as RFC 9110 allows
         return send_file(path, mimetype=mimetype)
-    ffmpeg = shutil.which(current_app.config["FFMPEG"])
+    ffmpeg = media.find_ffmpeg()
     if ffmpeg is None:
         raise ApiError(503, "This format cannot be played: ffmpeg is not installed")
-    return Response(convert(ffmpeg, path), mimetype="video/mp4", headers={"Accept-Ranges": "none"})
+    chunks = convert(ffmpeg, path, query_int("start", 0))
+    return Response(chunks, mimetype="video/mp4", headers={"Accept-Ranges": "none"})
 
 
-def convert(ffmpeg, path):
-    """The output of ffmpeg, which starts with the first chunk and ends when nobody reads any more."""
-    command = [ffmpeg, "-nostdin", "-v", "error", "-i", f"file:{path}", "-c:v", "libx264", "-preset", "veryfast"]
-    command += ["-c:a", "aac", "-movflags", "frag_keyframe+empty_moov+default_base_moof", "-f", "mp4", "pipe:1"]
+def convert(ffmpeg, path, start):
+    """The output of ffmpeg from that second on. It starts with the first chunk and ends when nobody reads any more.
+
+    Whenever there is nothing to say an empty chunk gives the server the chance to notice that its client has left.
+    """
+    command = [ffmpeg, *media.QUIET, "-threads", media.THREADS, "-ss", str(start), *media.READING, "-i", f"file:{path}"]
+    command += ["-map", "0:v:0", "-map", "0:a:0?", *media.H264, *media.AAC, "-threads", media.THREADS]
+    command += ["-movflags", "frag_keyframe+empty_moov+default_base_moof", "-frag_duration", "1000000"]
     process = subprocess.Popen(
-        command,
+        [*command, "-f", "mp4", "pipe:1"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    output = process.stdout.fileno()
     try:
-        while chunk := process.stdout.read1(CHUNK):
-            yield chunk
+        media.limit(process)
+        chunk = None
+        while chunk != b"":
+            ready = waiting.select([output], [], [], LOOK_EVERY_S)[0]
+            chunk = os.read(output, CHUNK) if ready else None
+            yield chunk or b""
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -71,12 +71,18 @@ async def video(client: UpstreamClient, texts: Texts, imvdb_id: str) -> FoundVid
     return found._replace(imvdb_id=imvdb_id)
 
 
-async def _ask(
-    client: UpstreamClient, texts: Texts, path: str, params: Mapping[str, str], what: str = ""
-) -> dict[str, Any]:
+def key_of(texts: Texts) -> str:
+    """Raises ApiError 400 when there is none."""
     key = texts.get("imvdb_api_key", "").strip()
     if not key:
         raise errors.not_configured(IMVDB)
+    return key
+
+
+async def _ask(
+    client: UpstreamClient, texts: Texts, path: str, params: Mapping[str, str], what: str = ""
+) -> dict[str, Any]:
+    key = key_of(texts)
     headers = {"IMVDB-APP-KEY": key}
     answer: dict[str, Any] = await ask(client, IMVDB, texts, path, params=params, headers=headers, what=what)
     return answer

@@ -66,10 +66,16 @@ def video(texts: dict, imvdb_id: str) -> FoundVideo:
     return found._replace(imvdb_id=imvdb_id)
 
 
-def ask(texts: dict, path: str, params: dict, what: str = "") -> dict:
+def key_of(texts: dict) -> str:
+    """Raises ApiError 400 when there is none."""
     key = texts.get("imvdb_api_key", "").strip()
     if not key:
         raise errors.not_configured(IMVDB)
+    return key
+
+
+def ask(texts: dict, path: str, params: dict, what: str = "") -> dict:
+    key = key_of(texts)
     headers = {"IMVDB-APP-KEY": key}
     return client.ask(IMVDB, texts, path, params=params, headers=headers, what=what)
 

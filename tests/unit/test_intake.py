@@ -453,8 +453,8 @@ def test_ffprobe_is_the_one_beside_ffmpeg(name: str, tmp_path: Path) -> None:
 def test_an_ffprobe_that_fails_is_as_good_as_none(
     name: str, does: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for indexing in (legacy_flask.indexing, fastapi_app.indexing):
-        monkeypatch.setattr(indexing, "PROBE_TIMEOUT_S", 0.2)
+    for media in (legacy_flask.media, fastapi_app.media):
+        monkeypatch.setattr(media, "PROBE_TIMEOUT_S", 0.2)
     program(tmp_path / "bin/ffmpeg", "exit 1")
     program(tmp_path / "bin/ffprobe", does)
     with opened(name, tmp_path, FFMPEG=str(tmp_path / "bin/ffmpeg")) as side:
