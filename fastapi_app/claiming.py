@@ -72,10 +72,11 @@ _SILENT = (
 )
 _OURS = and_(
     downloads.c.id == bindparam("its_id"),
-    downloads.c.attempts == bindparam("its_attempts"),
+    downloads.c.attempts == bindparam("its_attempts"),  # which begin anew when somebody retries
+    func.coalesce(downloads.c.runner, "") == bindparam("its_runner"),
     downloads.c.status == "downloading",
 )
-_STATES = select(downloads.c.id, downloads.c.status, downloads.c.attempts).where(
+_STATES = select(downloads.c.id, downloads.c.status, downloads.c.attempts, downloads.c.runner).where(
     downloads.c.id.in_(bindparam("ids", expanding=True))
 )
 _PROGRESS = ("progress", "bytes_done", "bytes_total", "speed", "eta", "updated_at")
@@ -126,13 +127,18 @@ def told(row: Any, **more: Any) -> dict[str, Any]:
     return {"download_id": row.id, "videos": [{"id": row.video_id, "title": row.title}], **more}
 
 
-async def states(db: Db, ids: Sequence[int]) -> dict[int, tuple[str, int]]:
-    """Status and attempts of those that exist."""
-    return {row.id: (row.status, row.attempts) for row in await db.rows(_STATES, {"ids": list(ids)})}
+def whose(row: Any) -> dict[str, Any]:
+    """What shows that a row is still ours."""
+    return {"its_id": row.id, "its_attempts": row.attempts, "its_runner": row.runner or ""}
+
+
+async def states(db: Db, ids: Sequence[int]) -> dict[int, tuple[str, int, str | None]]:
+    """Status, attempts and runner of those that exist."""
+    return {row.id: (row.status, row.attempts, row.runner) for row in await db.rows(_STATES, {"ids": list(ids)})}
 
 
 async def sign(db: Db, signs: Sequence[Mapping[str, Any]]) -> None:
-    """Each has `its_id`, `its_attempts`, progress, bytes_done, bytes_total, speed, eta, updated_at."""
+    """Each has what `whose` says, progress, bytes_done, bytes_total, speed, eta, updated_at."""
     async with db.transaction() as connection:
         await connection.execute(_SIGN, list(signs))
 
@@ -227,8 +233,7 @@ async def _end(connection: AsyncConnection, row: Any, values: Mapping[str, Any],
     statement: Update = update(downloads).where(_OURS).values(dict(values))
     if silent:
         statement = statement.where(downloads.c.updated_at == row.updated_at)
-    done = await connection.execute(statement, {"its_id": row.id, "its_attempts": row.attempts})
-    return bool(done.rowcount)
+    return bool((await connection.execute(statement, whose(row))).rowcount)
 
 
 async def _set_video(connection: AsyncConnection, video_id: int, **fields: Any) -> None:
