@@ -43,6 +43,7 @@ from .http import (
     uploaded_file,
 )
 from .identity import Manager, Member, Reader
+from .media import find_ffmpeg
 from .models import artists, downloads, utcnow, videos
 from .queueing import PRIORITY, VIDEOS, Wishes, enqueuing, queue_download, queue_downloads, refusals
 
@@ -63,6 +64,7 @@ MAX_COOKIES = 1024 * 1024  # bytes
 COOKIES_BEGIN = re.compile(r"# (?:Netscape )?HTTP Cookie File\b")
 FLAGS = ("TRUE", "FALSE")
 PROGRAM_S = 10
+MISSING = "is not installed"
 FFMPEG_VERSION = re.compile(rb"^ffmpeg version (\S+)")
 YT_DLP_VERSION = re.compile(rb"^(\d[\w.-]*)\s*$")
 
@@ -338,10 +340,10 @@ def _write_secret(path: Path, content: bytes) -> None:
 @read(router, f"{PREFIX}/tool", name="downloads.ytdlp_status")
 async def ytdlp_status(request: Request, _: Reader) -> Response:
     """The versions of what downloads; 503 when one of the programs is missing or does not answer."""
-    ffmpeg = request.app.state.settings.ffmpeg
+    ffmpeg = await off_loop(find_ffmpeg, request.app.state.settings.ffmpeg)
     yt_dlp, of_ffmpeg = await asyncio.gather(
         _version([sys.executable, "-m", "yt_dlp", "--ignore-config", "--version"], YT_DLP_VERSION),
-        _version([ffmpeg, "-nostdin", "-version"], FFMPEG_VERSION),
+        _version([ffmpeg, "-nostdin", "-version"] if ffmpeg else [], FFMPEG_VERSION),
     )
     answers = {"yt_dlp": yt_dlp, "ffmpeg": of_ffmpeg}
     tools = {name: found for name, (found, _) in answers.items()}
@@ -353,12 +355,14 @@ async def ytdlp_status(request: Request, _: Reader) -> Response:
 
 async def _version(command: list[str], pattern: re.Pattern[bytes]) -> tuple[str | None, str]:
     """What a program says of itself, or what is wrong with it."""
+    if not command:
+        return None, MISSING
     try:
         done = await commands.run(command, timeout_s=PROGRAM_S)
     except commands.CommandTimeout:
         return None, "does not answer"
     except commands.CommandMissing:
-        return None, "is not installed"
+        return None, MISSING
     except commands.CommandError:
         return None, "does not work"
     found = pattern.match(done.stdout) if done.code == 0 else None

@@ -18,7 +18,7 @@ from flask import Blueprint, current_app, jsonify, request
 from sqlalchemy import func, select
 from sqlalchemy.orm import contains_eager, selectinload
 
-from . import events, resolving, settings
+from . import events, media, resolving, settings
 from .audit import audit
 from .auth import role_required
 from .db import close_session, get_session, transaction
@@ -52,6 +52,7 @@ MAX_COOKIES = 1024 * 1024  # bytes
 COOKIES_BEGIN = re.compile(r"# (?:Netscape )?HTTP Cookie File\b")
 FLAGS = ("TRUE", "FALSE")
 PROGRAM_S = 10
+MISSING = "is not installed"
 FFMPEG_VERSION = re.compile(rb"^ffmpeg version (\S+)")
 YT_DLP_VERSION = re.compile(rb"^(\d[\w.-]*)\s*$")
 
@@ -315,10 +316,10 @@ def write_secret(path: Path, content: bytes) -> None:
 @role_required("readonly")
 def ytdlp_status():
     """The versions of what downloads; 503 when one of the programs is missing or does not answer."""
-    ffmpeg = current_app.config["FFMPEG"]
+    ffmpeg = media.find_ffmpeg()
     answers = {
         "yt_dlp": version([sys.executable, "-m", "yt_dlp", "--ignore-config", "--version"], YT_DLP_VERSION),
-        "ffmpeg": version([ffmpeg, "-nostdin", "-version"], FFMPEG_VERSION),
+        "ffmpeg": version([ffmpeg, "-nostdin", "-version"], FFMPEG_VERSION) if ffmpeg else (None, MISSING),
     }
     tools = {name: found for name, (found, _) in answers.items()}
     problems = [f"{name.replace('_', '-')} {problem}" for name, (_, problem) in answers.items() if problem]
@@ -334,7 +335,7 @@ def version(command: list[str], pattern: re.Pattern) -> tuple[str | None, str]:
     except subprocess.TimeoutExpired:
         return None, "does not answer"
     except OSError:
-        return None, "is not installed"
+        return None, MISSING
     found = pattern.match(done.stdout) if done.returncode == 0 else None
     return (found[1].decode(errors="replace"), "") if found else (None, "does not work")
 

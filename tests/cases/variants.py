@@ -127,6 +127,8 @@ JSON_ROUTES = (
     ("videos.set_status", "PUT /api/videos/6/status", "user"),
     ("videos.bulk_status", "PUT /api/videos/bulk/status", "user"),
     ("videos.bulk_delete_videos", "POST /api/videos/bulk/delete", "manager"),
+    ("videos.bulk_download", "POST /api/videos/bulk/download", "user"),
+    ("downloads.set_priority", "PUT /api/downloads/3/priority", "user"),
     ("spotify.import_artist", "POST /api/spotify/artists/import", "user"),
     ("spotify.import_playlist", "POST /api/spotify/playlists/import", "user"),
     ("playlists.create_monitor", "POST /api/youtube/playlists/", "user"),
