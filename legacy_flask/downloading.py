@@ -23,7 +23,7 @@ from flask import Flask, current_app
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from . import events, indexing, intake, settings, thumbnails
+from . import events, indexing, intake, media, settings, thumbnails
 from .child import Child
 from .db import close_session, get_session, transaction
 from .files import inside, safe_name
@@ -297,7 +297,7 @@ def order(task: Task, texts: dict, url: str, folder: Path) -> dict:
         "max_bytes": int(number(texts["download_max_mb"], 16384, 1) * 1024**2),
         "max_seconds": number(texts["download_max_minutes"], 720, 1) * 60,
         "allowed_networks": current_app.config["ALLOWED_NETWORKS"],
-        "ffmpeg": shutil.which(current_app.config["FFMPEG"]),
+        "ffmpeg": media.find_ffmpeg(),
     }
 
 
@@ -370,7 +370,7 @@ def beat(app: Flask, task: Task, over: Event) -> None:
 
 def finish(task: Task, subject: Subject, file: Path) -> None:
     """The file gets its place, and the rows say so. Raises Lost, Failed, OSError."""
-    ffprobe = indexing.find_ffprobe()
+    ffprobe = media.find_ffprobe()
     found = indexing.probe(ffprobe, file)
     if ffprobe and "quality" not in found:
         raise Failed("invalid_file")

@@ -1,0 +1,288 @@
+"""The child that downloads one video: real yt-dlp against a real server, in both applications."""
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from yt_dlp.utils import DownloadError
+
+from tests.support.media_server import MediaServer, video
+from tests.support.processes import free_port, session_members, wait_until
+
+ROOT = Path(__file__).parents[2]
+MODULES = ["legacy_flask.fetch", "fastapi_app.fetch"]
+NOWHERE = "192.0.2.1"  # of no network
+Lines = list[dict[str, Any]]
+Fetch = Callable[..., Lines]
+
+EITHER = pytest.mark.parametrize("module", MODULES)
+
+
+def order(folder: Path, url: str, **more: Any) -> dict[str, Any]:
+    usual = {"quality": "1080", "format": "mp4", "cookies": None, "proxy": "", "ffmpeg": shutil.which("ffmpeg")}
+    limits = {"max_bytes": 10**8, "max_seconds": 3600, "allowed_networks": "127.0.0.1"}
+    return {"url": url, "folder": str(folder), **usual, **limits, **more}
+
+
+@contextmanager
+def child(module: str, what: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
+    """At work; at the end it is gone."""
+    command = [sys.executable, "-I", str(ROOT / f"{module.replace('.', '/')}.py")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(what).encode() + b"\n")
+        process.stdin.flush()
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def told(module: str, what: dict[str, Any]) -> Lines:
+    """All that it says."""
+    with child(module, what) as process:
+        assert process.stdout is not None
+        return [json.loads(line) for line in process.stdout]
+
+
+def until_half(module: str, what: dict[str, Any]) -> None:
+    """Begin, and kill it when half of the bytes are there."""
+    with child(module, what) as process:
+        assert process.stdout is not None
+        for line in map(json.loads, process.stdout):
+            if line["event"] == "progress" and line["done"] * 2 > line["total"]:
+                return
+    raise AssertionError("it was ready before half of it was told")
+
+
+def digest(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def expected(size: int = 0) -> str:
+    return hashlib.sha256(video(size)).hexdigest()
+
+
+@EITHER
+@pytest.mark.parametrize("path", ["/direct.mp4?size=700000", "/norange.mp4?size=700000"])
+def test_a_file_arrives_byte_for_byte(module: str, path: str, media: MediaServer, tmp_path: Path) -> None:
+    found, *progress, done = told(module, order(tmp_path, media.url + path))
+
+    assert (found["event"], done["event"]) == ("found", "done")
+    assert {line["event"] for line in progress} == {"progress"}
+    assert (progress[-1]["done"], progress[-1]["total"]) == (700_000, 700_000)
+    assert Path(done["path"]).parent == tmp_path
+    assert digest(done["path"]) == expected(700_000)
+
+
+@EITHER
+def test_the_video_of_a_page_is_found(module: str, media: MediaServer, tmp_path: Path) -> None:
+    found, *_, done = told(module, order(tmp_path, f"{media.url}/page.html"))
+
+    assert found["title"].startswith("A page")
+    assert digest(done["path"]) == expected()
+
+
+@EITHER
+def test_segments_become_one_mp4(module: str, media: MediaServer, tmp_path: Path) -> None:
+    found, *_, done = told(module, order(tmp_path, f"{media.url}/hls/index.m3u8"))
+
+    probe = ["ffprobe", "-v", "error", "-show_entries", "format=format_name,duration", "-of", "json", done["path"]]
+    about = json.loads(subprocess.check_output(probe))["format"]
+    assert (found["duration"], round(float(about["duration"]))) == (2, 2)
+    assert "mp4" in about["format_name"]
+    assert [path.suffix for path in tmp_path.iterdir() if path.name.startswith("video")] == [".mp4"]
+
+
+@EITHER
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/missing", "unavailable"),
+        ("/forbidden", "unavailable"),
+        ("/sign-in", "sign_in"),
+        ("/broken", "network"),
+        ("/empty.html", "unsupported"),
+        ("/live.m3u8", "live"),
+        ("/hls/sample-aes.m3u8", "unsupported"),
+        ("/to-private", "address_refused"),
+        ("/hls/inside.m3u8", "address_refused"),
+    ],
+)
+def test_what_goes_wrong_has_a_code(module: str, path: str, code: str, media: MediaServer, tmp_path: Path) -> None:
+    *_, last = told(module, order(tmp_path, media.url + path))
+
+    assert (last["event"], last["code"]) == ("error", code)
+    assert not [request for request in media.requests if request.path.startswith("private:")]
+
+
+@EITHER
+@pytest.mark.parametrize(
+    "url",
+    [
+        "{media}/direct.mp4",
+        "http://2130706433:{port}/direct.mp4",
+        "http://0x7f.1:{port}/direct.mp4",
+        "http://localhost:{port}/direct.mp4",
+        "http://[::ffff:127.0.0.1]:{port}/direct.mp4",
+        "http://user:secret@127.0.0.1:{port}/direct.mp4",
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/video.mp4",
+        "--exec=id",
+        "ytsearch1:anything",
+        "{media}/direct.mp4#__youtubedl_smuggle=%7B%7D",
+        "{media}/direct.mp4#%5F_youtubedl_smuggle=%7B%7D",
+    ],
+)
+def test_nobody_is_sent_where_he_must_not_go(module: str, url: str, media: MediaServer, tmp_path: Path) -> None:
+    address = url.format(media=media.url, port=media.url.rpartition(":")[2])
+
+    *_, last = told(module, order(tmp_path, address, allowed_networks=""))
+
+    assert (last["event"], last["code"]) == ("error", "address_refused")
+    assert media.requests == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@EITHER
+@pytest.mark.parametrize(
+    ("path", "limit", "code"),
+    [
+        ("/direct.mp4?size=500000", {"max_bytes": 499_999}, "too_large"),
+        ("/hls/index.m3u8", {"max_bytes": 30_000}, "too_large"),
+        ("/hls/index.m3u8", {"max_seconds": 1}, "too_long"),
+    ],
+)
+def test_limits_hold(
+    module: str, path: str, limit: dict[str, int], code: str, media: MediaServer, tmp_path: Path
+) -> None:
+    *_, last = told(module, order(tmp_path, media.url + path, **limit))
+
+    assert (last["event"], last["code"]) == ("error", code)
+
+
+@EITHER
+def test_a_cut_connection_is_taken_up_where_it_ended(module: str, media: MediaServer, tmp_path: Path) -> None:
+    *_, done = told(module, order(tmp_path, f"{media.url}/cut.mp4?size=2000000"))
+
+    assert digest(done["path"]) == expected(2_000_000)
+    assert media.ranges("/cut.mp4")
+
+
+@EITHER
+def test_who_is_killed_half_way_is_continued_by_the_next(module: str, media: MediaServer, tmp_path: Path) -> None:
+    slow = order(tmp_path, f"{media.url}/slow.mp4?size=400000&rate=200000")
+    until_half(module, slow)
+    half = (tmp_path / "video.mp4.part").stat().st_size
+
+    *_, done = told(module, slow)
+
+    assert digest(done["path"]) == expected(400_000)
+    assert media.ranges("/slow.mp4") == [f"bytes={half}-"]
+
+
+@EITHER
+def test_the_rest_of_another_video_is_not_continued(module: str, media: MediaServer, tmp_path: Path) -> None:
+    until_half(module, order(tmp_path, f"{media.url}/slow.mp4?size=400000&rate=200000"))
+
+    *_, done = told(module, order(tmp_path, f"{media.url}/direct.mp4?size=500000"))
+
+    assert digest(done["path"]) == expected(500_000)
+    assert media.ranges("/direct.mp4") == []
+
+
+@EITHER
+def test_it_dies_with_the_one_who_gave_the_order(module: str, media: MediaServer, tmp_path: Path) -> None:
+    with child(module, order(tmp_path, f"{media.url}/slow.mp4?size=9000000&rate=100000")) as process:
+        wait_until((tmp_path / "video.mp4.part").exists, "the download to begin")
+        assert process.stdin is not None
+        process.stdin.close()
+        process.stdin = None
+
+        wait_until(lambda: process.poll() is not None, "its end")
+        assert session_members(process.pid) == []
+
+
+@EITHER
+def test_a_full_disk_is_said(module: str, media: MediaServer, tmp_path: Path) -> None:
+    slow = order(tmp_path, f"{media.url}/slow.mp4?size=400000&rate=200000")
+    until_half(module, slow)
+    (tmp_path / "video.mp4.part").unlink()
+    (tmp_path / "video.mp4.part").symlink_to("/dev/full")
+
+    *_, last = told(module, slow)
+
+    assert (last["event"], last["code"]) == ("error", "disk_full")
+
+
+@EITHER
+def test_cookies_are_sent_and_their_file_is_only_read(module: str, media: MediaServer, tmp_path: Path) -> None:
+    cookies = tmp_path / "cookies.txt"
+    cookies.write_text("# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\t0\tsession\tmine\n")
+    before = (cookies.read_bytes(), cookies.stat().st_mtime_ns)
+    (tmp_path / "work").mkdir()
+
+    *_, done = told(module, order(tmp_path / "work", f"{media.url}/direct.mp4", cookies=str(cookies)))
+
+    assert digest(done["path"]) == expected()
+    assert {request.cookie for request in media.requests} == {"session=mine"}
+    assert (cookies.read_bytes(), cookies.stat().st_mtime_ns) == before
+
+
+@EITHER
+def test_with_a_proxy_everything_goes_there(module: str, media: MediaServer, tmp_path: Path) -> None:
+    url = f"http://{NOWHERE}/direct.mp4"
+
+    *_, done = told(module, order(tmp_path, url, proxy=media.private, allowed_networks=""))
+
+    assert digest(done["path"]) == expected()
+    assert {request.path for request in media.requests} == {"private:/direct.mp4"}
+
+
+@EITHER
+def test_a_search_that_reaches_nobody_says_so(module: str) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+
+    lines = told(module, {"search": "anything", "proxy": nobody, "max_bytes": 0, "allowed_networks": ""})
+
+    assert [(line["event"], line["code"]) for line in lines] == [("error", "network")]
+
+
+@EITHER
+def test_it_knows_nothing_of_the_application(module: str) -> None:
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    script = f"import runpy, sys; runpy.run_path({str(path)!r}); print(*sys.modules)"
+
+    loaded = subprocess.check_output([sys.executable, "-I", "-c", script], text=True).split()
+
+    assert not {"flask", "fastapi", "sqlalchemy", module.partition(".")[0]} & set(loaded)
+
+
+@EITHER
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("[youtube] x: Sign in to confirm you're not a bot. Use --cookies-from-browser or --cookies", "sign_in"),
+        ("[youtube] x: Private video. Sign in if you've been granted access to this video", "sign_in"),
+        ("[youtube] x: Video unavailable. This video has been removed by the uploader", "unavailable"),
+        ("[youtube] x: The uploader has not made this video available in your country", "geo_blocked"),
+        ("[youtube] x: This live event will begin in 3 hours.", "live"),
+        ("Postprocessing: av_interleaved_write_frame(): No space left on device", "disk_full"),
+        ("[site] x: This video is DRM protected", "unsupported"),
+        ("something that nobody has seen before", "unexpected"),
+    ],
+)
+def test_sentences_of_sites_have_codes(module: str, said: str, code: str) -> None:
+    assert importlib.import_module(module).code_of(DownloadError(f"ERROR: {said}")) == code
