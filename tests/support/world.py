@@ -34,6 +34,7 @@ from tests.cases import HOST, ORIGIN, PASSWORDS
 from .asgi import Lifespan, ask
 from .traces import Snapshot
 from .upstreams import upstream
+from .worker import LazyQueue
 
 ROOT = Path(__file__).parents[2]
 # Used long ago or now, a session slides: with the next request that comes a minute later, whichever that is.
@@ -90,6 +91,8 @@ class World:
         }
         with patch.dict(os.environ, env):
             self._alone, behind, port = legacy_flask.create_app(), legacy_flask.create_app(), fastapi_app.create_app()
+        port.state.queue.close()
+        port.state.queue = LazyQueue(home, {**env, "LOG_FILE": str(home / "workers-app.log")})
         seed(self._alone, "small", demo=True)
         self._engines = [app.extensions["engine"] for app in (self._alone, behind)]
         self._set({**self.upstream.settings, "max_concurrent_downloads": "0"})  # what is queued stays so
