@@ -135,10 +135,20 @@ function ended(row) {
 // --- the tools --------------------------------------------------------------------------------------------------
 
 function loadTools() {
-  return fill(section("tools"), () => api("GET", "/api/downloads/tool"), (answer) => [
-    card("Tools", [], facts(tools(answer).map(([name, version]) => [name, version ?? "missing"]))),
+  return fill(section("tools"), tools, ({tools: {yt_dlp: ytdlp, ffmpeg}, error}) => [
+    card("Tools", [], facts([["yt-dlp", ytdlp ?? "missing"], ["ffmpeg", ffmpeg ?? "missing"]]), error && el("p", {class: "form-error"}, error)),
     can("manager") && cookies(),
   ]);
+}
+
+/** A missing tool is told with a status of 503: that is an answer, too. */
+async function tools() {
+  try {
+    return await api("GET", "/api/downloads/tool");
+  } catch (error) {
+    if (error.data?.tools) return error.data;
+    throw error;
+  }
 }
 
 function cookies() {

@@ -8,7 +8,7 @@ const YES = ["true", "1", "yes", "on"];
 const GROUPS = [
   ["Downloads", [
     ["max_concurrent_downloads", "At the same time", "number", "3", "Over all machines; 0 holds everything back"],
-    ["download_quality", "Quality", ["480", "720", "1080", "1440", "2160"], "1080", "The height of the picture, at most"],
+    ["download_quality", "Quality", ["480", "720", "1080", "1440", "2160", "best"], "1080", "The height of the picture, at most"],
     ["download_format", "Format", ["mp4", "webm", "mkv"], "mp4", "The container that is preferred"],
     ["download_max_minutes", "Longest video", "number", "720", "Minutes"],
     ["download_max_mb", "Largest file", "number", "16384", "Megabytes"],

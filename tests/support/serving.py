@@ -129,7 +129,7 @@ def serving(
     directory.mkdir(exist_ok=True)
     with child([*GATEWAY, "serve"], log, cwd=cwd or directory, env=environment(env)) as process:
         server = Server(process, port, flags, state, log, env)
-        wait_until(lambda: _ready(server, workers), f"{workers} workers; see {log}", timeout_s=30)
+        wait_until(lambda: _ready(server, workers), f"{workers} workers; see {log}", timeout_s=60)
         yield server
 
 
