@@ -137,6 +137,7 @@ JSON_ROUTES = (
     ("webhooks.create_webhook", "POST /api/webhooks/", "admin"),
     ("webhooks.update_webhook", "PUT /api/webhooks/https://hooks.example/a", "admin"),
     ("webhooks.test_webhook", "POST /api/webhooks/test", "admin"),
+    ("jobs.start_job", "POST /api/jobs/", "manager"),
 )
 JSON = {"Content-Type": "application/json"}
 BROKEN_BODIES = (
