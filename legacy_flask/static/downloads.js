@@ -1,6 +1,6 @@
 // The queue as it moves, what has ended, and the tools that do the work.
 import {ago, api, badge, bar, bytes, can, el, live, onReady, pager, query, seconds} from "/static/app.js";
-import {action, card, chooser, facts, fill, form, item} from "/static/work.js";
+import {action, card, chooser, facts, fill, form, item, lookAgain} from "/static/work.js";
 
 const section = (id) => document.getElementById(id);
 const OPEN = ["pending", "queued", "downloading", "paused"];
@@ -17,6 +17,7 @@ let status = "";
 onReady(async () => {
   await Promise.all([loadQueue(), loadHistory(), loadTools()]);
   live("all", follow, tellConnection);
+  lookAgain(rows, (state) => OPEN.includes(state), async () => (await api("GET", "/api/downloads/queue")).queue, reload);
 });
 
 function tellConnection(how) {
@@ -58,7 +59,7 @@ function controls(row) {
     return answer;
   }, {about: row.video_title, ...more});
   const cancel = button("Cancel", () => api("POST", `/api/downloads/${row.id}/cancel`),
-    {kind: "danger", ask: `Cancel “${row.video_title}”? What has been loaded is thrown away.`});
+    {kind: "danger", confirm: "Stop it", ask: `Cancel “${row.video_title}”? What has been loaded is thrown away.`});
   if (row.status === "downloading") return [button("Pause", () => api("POST", `/api/downloads/${row.id}/pause`), {picture: "pause"}), cancel];
   if (row.status === "paused") return [button("Resume", () => api("POST", `/api/downloads/${row.id}/resume`), {picture: "play"}), cancel];
   return [chooser(`Priority of ${row.video_title}`, PRIORITIES, String(row.priority), async (value) => {

@@ -1,6 +1,6 @@
 // Health, jobs, the files of the library, disk and log.
 import {ago, api, badge, bar, bytes, can, el, live, onReady, pager, query, seconds, show, time} from "/static/app.js";
-import {action, card, chooser, facts, fill, item, mark, more} from "/static/work.js";
+import {action, card, chooser, facts, fill, item, lookAgain, mark, more} from "/static/work.js";
 
 const section = (id) => document.getElementById(id);
 
@@ -13,6 +13,7 @@ onReady(async () => {
   }
   await loadJobs();
   live("all", follow);
+  lookAgain(shown, (state) => ACTIVE.includes(state), readJobs, loadJobs);
 });
 
 // --- health -----------------------------------------------------------------------------------------------------
@@ -50,10 +51,12 @@ const FILTERS = {
   type: [["", "Any type"], ...[...Object.keys(STARTED), "transcode"].map((name) => [name, name])],
 };
 const wanted = {status: "", type: "", page: 1};
-const shown = new Map(); // what the list shows, by id of the document
+const shown = new Map(); // what the list shows, by id
+const askJobs = () => api("GET", `/api/jobs/?${query({...wanted, per_page: 20})}`);
+const readJobs = async () => (await askJobs()).jobs;
 
 function loadJobs() {
-  return fill(section("jobs"), () => api("GET", `/api/jobs/?${query({...wanted, per_page: 20})}`), (answer) => {
+  return fill(section("jobs"), askJobs, (answer) => {
     shown.clear();
     const go = (change) => loadJobs(Object.assign(wanted, {page: 1}, change));
     const filters = Object.entries(FILTERS).map(([name, options]) => chooser(`Jobs: ${name}`, options, wanted[name], (value) => go({[name]: value})));
@@ -75,7 +78,7 @@ async function start(type) {
 function jobRow(job) {
   const active = ACTIVE.includes(job.status);
   const entry = {status: job.status, bar: bar(job.progress, `Progress of ${job.type}`), said: el("div", {class: "muted"}, job.message)};
-  shown.set(`job:${job.id}`, entry);
+  shown.set(job.id, entry);
   const took = job.started_at && job.finished_at ? (time(job.finished_at) - time(job.started_at)) / 1000 : null;
   return item([
     el("strong", {}, job.type), job.target && el("span", {class: "muted"}, ` ${job.target}`), " ", badge(job.status),
@@ -89,7 +92,7 @@ function jobRow(job) {
       const answer = await api("POST", `/api/jobs/${job.id}/cancel`);
       await loadJobs();
       return answer;
-    }, {kind: "danger", about: job.type}),
+    }, {kind: "danger", about: job.type, confirm: "Stop it", ask: "Cancel this job? What it has done so far stays."}),
     ["failed", "cancelled"].includes(job.status) && job.type in STARTED && can("manager")
       && action("Start again", () => start(job.type), {about: job.type, picture: "refresh"}),
   ], {"data-job": job.id});
@@ -99,7 +102,7 @@ let soon = null; // many jobs that change at once are read once
 
 function follow(doc) {
   if (!doc.id.startsWith("job:")) return;
-  const entry = shown.get(doc.id);
+  const entry = shown.get(doc.id.slice("job:".length));
   if (entry?.status === doc.status) {
     entry.bar.value = doc.percent;
     entry.said.textContent = doc.message;

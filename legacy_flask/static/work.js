@@ -1,5 +1,5 @@
 // What the pages of downloads, discovery, playlists, settings and the system share.
-import {ApiError, busy, can, complain, confirmDialog, el, field, icon, show, toast, values} from "/static/app.js";
+import {ApiError, busy, can, complain, confirmDialog, el, field, icon, poll, show, toast, values} from "/static/app.js";
 
 /** What a failure says to a person. */
 function sentence(error) {
@@ -58,12 +58,12 @@ export function attempt(control, work) {
   });
 }
 
-/** A button that does something; with `ask`, a question, only after a yes. `about` tells screen readers of what. */
-export function action(label, work, {kind = "", ask = "", about = "", picture = ""} = {}) {
+/** A button that does something; with `ask`, a question, only after a yes (`confirm`). `about` tells screen readers of what. */
+export function action(label, work, {kind = "", ask = "", confirm = label, about = "", picture = ""} = {}) {
   const node = el("button", {class: `button ${kind}`.trim(), type: "button", "aria-label": about ? `${label} ${about}` : null},
     picture && icon(picture), label);
   node.addEventListener("click", async () => {
-    const asked = {title: ask, confirm: label, danger: true};
+    const asked = {title: ask, confirm, danger: true};
     if (!ask || await confirmDialog(asked)) await attempt(node, work);
   });
   return node;
@@ -101,6 +101,20 @@ export function chooser(label, options, chosen, act) {
     node.value = (await attempt(node, async () => (await act(value)) ?? {})) ? value : chosen;
   });
   return node;
+}
+
+const LOOK_MS = 5000;
+
+/**
+ * Look at the rows now and then, as long as some of them may still change: what begins and ends between two looks of the
+ * server is not told by it. `shown` holds {status} by id; `read` gives the rows; `again` draws them.
+ */
+export function lookAgain(shown, isOpen, read, again) {
+  return poll(async () => {
+    if (![...shown.values()].some(({status}) => isOpen(status))) return;
+    const rows = await read();
+    if (rows.length !== shown.size || rows.some(({id, status}) => shown.get(id)?.status !== status)) await again();
+  }, LOOK_MS);
 }
 
 /** A card with a heading and what can be done beside it. */
