@@ -128,7 +128,7 @@ def visit(browser: Browser, site: Site, **options: object) -> Iterator[tuple[Pag
     watch = Watch(context, site.url)
     try:
         yield context.new_page(), watch
-        assert watch.problems == []
+        assert not watch.problems, watch.problems
     finally:
         context.close()
 
