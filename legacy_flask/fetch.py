@@ -30,7 +30,6 @@ import re
 import resource
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -60,6 +59,7 @@ CONTAINERS = {"mp4": "mp4/mkv", "webm": "webm/mkv", "mkv": "mkv"}
 SORTED_BY = {"mp4": ["ext:mp4:m4a"], "webm": ["ext:webm:webm"]}
 NATIVE = {"http", "https", "m3u8", "m3u8_native", "http_dash_segments", "http_dash_segments_generator", "ism", "f4m"}
 
+PASSING = (TransportError, ContentTooShortError, TimeoutError, ConnectionError, socket.gaierror)
 STATUSES = {401: "sign_in", 407: "network", 408: "network", 425: "network", 429: "network", 451: "geo_blocked"}
 SENTENCES = (  # of extractors, which have no types for these
     ("sign_in", r"sign in|log ?in|--cookies|registered users|credentials|members[- ]only|private video|password"),
@@ -125,7 +125,7 @@ def own_folder() -> None:
 
 def limit(max_bytes: int) -> None:
     """A file that grows further cannot be written, and no page can fill the memory. It holds for ffmpeg, too."""
-    wanted = ((resource.RLIMIT_FSIZE, max_bytes + SLACK), (resource.RLIMIT_AS, MAX_MEMORY), (resource.RLIMIT_CORE, 0))
+    wanted = ((resource.RLIMIT_FSIZE, max_bytes + SLACK), (resource.RLIMIT_DATA, MAX_MEMORY), (resource.RLIMIT_CORE, 0))
     for which, value in wanted:
         highest = resource.getrlimit(which)[1]
         value = value if highest == resource.RLIM_INFINITY else min(value, highest)
@@ -359,7 +359,7 @@ def code_of(error: BaseException) -> str:
             return code
     text = " ".join(map(str, errors)).lower()
     said = (code for code, pattern in SENTENCES if re.search(pattern, text))
-    passing = any(isinstance(one, TransportError | ContentTooShortError | TimeoutError) for one in errors)
+    passing = any(isinstance(one, PASSING) for one in errors)
     return "network" if passing else next(said, "unexpected")
 
 
@@ -420,4 +420,4 @@ def die_with_stdin() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
