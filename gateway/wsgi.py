@@ -205,12 +205,12 @@ class Exchange:
         """Hand a chunk to the loop. False when the client has got all that it may get."""
         if not isinstance(chunk, bytes):
             raise TypeError(f"the body has {type(chunk).__name__} in it, not bytes")
+        if self._gone:  # an empty chunk is a chance to notice, too
+            raise ClientGone
         if not chunk:
             return True
         if self._done:
             return False
-        if self._gone:
-            raise ClientGone
         if not self._begun:
             self._begin()
         elif self._error is not None:

@@ -1,0 +1,170 @@
+"""Real transcoding on both sides: the same file beside the same original, and nothing left of what breaks off."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastapi_app.transcoding
+import legacy_flask.transcoding
+from fastapi_app.jobs import Taken
+from tests.support.cards import card, converting, probed
+from tests.support.processes import wait_until
+from tests.support.sides import LegacySide, Side, opened
+
+REFUSALS = (legacy_flask.http.ApiError, fastapi_app.http.ApiError)
+H264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-c:a", "aac")
+both = pytest.mark.parametrize("name", ["legacy", "port"])
+
+
+def transcode(side: Side, report: Callable[[int, str], None] = lambda _percent, _message: None) -> dict[str, Any]:
+    """That of the only video."""
+    if isinstance(side, LegacySide):
+        with side.app.test_request_context():
+            return legacy_flask.transcoding.transcode(1, report)
+
+    async def tell(percent: int, message: str = "") -> None:
+        await asyncio.sleep(0)
+        report(percent, message)
+
+    return side.run(fastapi_app.transcoding.transcode(side.request, {"video_id": 1}, tell))
+
+
+def hidden(folder: Path) -> list[Path]:
+    return list(folder.rglob(".*"))
+
+
+@both
+def test_the_mp4_lies_beside_the_original_and_is_the_file_of_the_video(name: str, tmp_path: Path) -> None:
+    with opened(name, tmp_path) as side:
+        original = card(side.library / "Test/Test - Cards.mkv", 3, "161x121")
+        side.index()
+        seen: list[int] = []
+
+        result = transcode(side, lambda percent, _: seen.append(percent))
+
+        made = side.library / "Test/Test - Cards.mp4"
+        expected = {"file_path": "Test/Test - Cards.mp4", "file_size": made.stat().st_size}
+        assert expected | {"source": "Test/Test - Cards.mkv"} == result
+        assert [(made.stat().st_size, "Test/Test - Cards.mp4", 3)] == side.rows(
+            "SELECT file_size, file_path, duration FROM videos"
+        )
+        assert ("h264", "aac", 3) == tuple(
+            round(value) if isinstance(value, float) else value
+            for value in (probed(made)[key] for key in ("video", "audio", "duration"))
+        )
+        assert original.exists()
+        assert hidden(side.library) == []
+        assert seen == sorted(seen)
+        assert 99 == seen[-1]
+        assert [("videos.transcode", "video:1")] == side.rows(
+            "SELECT action, target FROM audit_log WHERE action LIKE 'videos.%'"
+        )
+
+
+def test_both_sides_make_the_same_bytes(tmp_path: Path) -> None:
+    made = []
+    for name in ("legacy", "port"):
+        with opened(name, tmp_path / name) as side:
+            card(side.library / "Test - Cards.avi")
+            side.index()
+            made.append((transcode(side), (side.library / "Test - Cards.mp4").read_bytes()))
+
+    assert made[0] == made[1]
+
+
+@both
+def test_what_browsers_play_is_packed_anew_without_loss_and_replaces_nothing(name: str, tmp_path: Path) -> None:
+    with opened(name, tmp_path) as side:
+        card(side.library / "Test - Cards.mkv", 2, "160x120", *H264)
+        side.index()
+        (side.library / "Test - Cards.mp4").write_text("somebody else's")
+
+        assert "Test - Cards (1).mp4" == transcode(side)["file_path"]
+
+        assert "somebody else's" == (side.library / "Test - Cards.mp4").read_text()
+        hashes = [pictures(side.library / f"Test - Cards{end}") for end in (".mkv", " (1).mp4")]
+        assert hashes[0] == hashes[1]
+
+
+def pictures(path: Path) -> bytes:
+    """A digest of the coded pictures."""
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", f"file:{path}", "-map", "0:v", "-f", "md5", "-"]
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+@both
+@pytest.mark.parametrize("content", [b"\0" * 5000, b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"])
+def test_what_is_no_video_fails_with_a_sentence_and_leaves_nothing(name: str, content: bytes, tmp_path: Path) -> None:
+    with opened(name, tmp_path) as side:
+        (side.library / "Test - Noise.mkv").write_bytes(content)
+        side.index()
+
+        with pytest.raises(REFUSALS, match="The file could not be converted"):
+            transcode(side)
+
+        assert [side.library / "Test - Noise.mkv"] == list(side.library.iterdir())
+        assert [("Test - Noise.mkv",)] == side.rows("SELECT file_path FROM videos")
+
+
+@both
+def test_work_that_is_cancelled_kills_its_ffmpeg_and_removes_what_it_has_made(name: str, tmp_path: Path) -> None:
+    def cancelled(_percent: int, _message: str) -> None:
+        assert converting(side.library)
+        raise Taken
+
+    with opened(name, tmp_path) as side:
+        card(side.library / "Test - Long.mkv", 60, "640x480", rate=25)
+        side.index()
+
+        with pytest.raises(Taken):
+            transcode(side, cancelled)
+
+        assert [] == converting(side.library)
+        assert [side.library / "Test - Long.mkv"] == list(side.library.iterdir())
+
+
+@both
+def test_a_video_that_was_changed_meanwhile_keeps_its_change(name: str, tmp_path: Path) -> None:
+    def change(_percent: int, _message: str) -> None:
+        side.execute("UPDATE videos SET file_path = 'elsewhere.mkv'")
+
+    with opened(name, tmp_path) as side:
+        card(side.library / "Test - Cards.mkv")
+        (side.library / ".transcode-1-0000.mp4").write_text("of an attempt that was killed")
+        side.index()
+
+        with pytest.raises(REFUSALS, match="The video was changed meanwhile"):
+            transcode(side, change)
+
+        assert [side.library / "Test - Cards.mkv"] == list(side.library.iterdir())
+        assert [("elsewhere.mkv",)] == side.rows("SELECT file_path FROM videos")
+
+
+@pytest.mark.parametrize("media", [legacy_flask.media, fastapi_app.media])
+def test_a_program_does_not_outlive_whoever_began_it(media: Any) -> None:
+    begin = f"import os, subprocess; from {media.__name__} import with_parent as w; "
+    begin += "child = subprocess.Popen(w(['/bin/sleep', '60'], os.getpid()), start_new_session=True); "
+    begin += "print(child.pid, flush=True); child.wait()"
+    with subprocess.Popen([sys.executable, "-c", begin], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        sleeper = Path(f"/proc/{int(parent.stdout.readline())}")
+        wait_until(lambda: sleeper.joinpath("cmdline").read_bytes() == b"/bin/sleep\x0060\x00", "the program")
+        parent.kill()
+
+    wait_until(lambda: not sleeper.exists() or ") Z " in sleeper.joinpath("stat").read_text(), "its end")
+
+
+@pytest.mark.parametrize("media", [legacy_flask.media, fastapi_app.media])
+def test_without_an_ffprobe_ffmpeg_says_how_long_and_how_large_a_video_is(media: Any, tmp_path: Path) -> None:
+    path = card(tmp_path / "card.mkv", 2, "640x480")
+    said = subprocess.run(["ffmpeg", "-nostdin", "-hide_banner", "-i", path], check=False, capture_output=True).stderr
+
+    told = media.read_banner(said)
+
+    assert {"duration": 2, "quality": "480p"} == fastapi_app.indexing.read_probe(told)
+    assert {} == fastapi_app.indexing.read_probe(media.read_banner(b"no such file"))
