@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import bindparam, select
+from sqlalchemy import Select, Table, bindparam, select
 from sqlalchemy.sql import Executable
 
 from .db import Database, DatabaseUnavailable, Db
@@ -28,7 +28,7 @@ log = logging.getLogger("fastapi_app")
 LOOK_S = 2.0
 SOON_S = 0.2  # until the next look when something unknown was heard of
 KEEP_S = 300.0  # what has ended is known so long: somebody may be on the way back
-RECENT = 100  # rows of each kind that ended before anybody listened
+RECENT = 500  # rows of each kind that have ended within that time
 AT_ONCE = 500  # rows of one statement
 MAX_HEARD = 1000  # unknown names between two looks
 PING_S = 5.0  # of silence; after as much again the connection is given up
@@ -58,33 +58,36 @@ class Listener(Protocol):
 class Source(NamedTuple):
     """A table of what makes progress."""
 
-    marks: Executable  # what changes with every write, for what is active
+    active: Executable  # with what changes whenever a row is written
+    recent: Executable  # the same of what has ended
     by_id: Executable
-    recent: Executable
     document: Callable[[Any], Document]
 
 
+def _marks(table: Table) -> Select[Any]:
+    return select(table.c.id, table.c.status, table.c.progress, table.c.updated_at)
+
+
+def _recent(table: Table) -> Select[Any]:
+    ended = table.c.finished_at
+    return _marks(table).where(ended > bindparam("since")).order_by(ended.desc()).limit(RECENT)
+
+
 _WHOLE = jobs.c.parent_id.is_(None)  # parts are told by what they are parts of
-_DOWNLOADS = select(downloads, videos.c.title).join_from(downloads, videos)
-_JOBS = select(jobs).where(_WHOLE)
 
 SOURCES = {
     "download": Source(
-        marks=select(downloads.c.id, downloads.c.status, downloads.c.progress, downloads.c.updated_at).where(
-            downloads.c.status.in_(("pending", "queued", "downloading", "paused"))
-        ),
-        by_id=_DOWNLOADS.where(downloads.c.id.in_(bindparam("ids", expanding=True))),
-        recent=_DOWNLOADS.where(downloads.c.finished_at > bindparam("since"))
-        .order_by(downloads.c.finished_at.desc())
-        .limit(RECENT),
+        active=_marks(downloads).where(downloads.c.status.in_(("pending", "queued", "downloading", "paused"))),
+        recent=_recent(downloads),
+        by_id=select(downloads, videos.c.title)
+        .join_from(downloads, videos)
+        .where(downloads.c.id.in_(bindparam("ids", expanding=True))),
         document=lambda row: of_download(row, row.title),
     ),
     "job": Source(
-        marks=select(jobs.c.id, jobs.c.status, jobs.c.progress, jobs.c.updated_at).where(
-            jobs.c.status.in_(("queued", "running")), _WHOLE
-        ),
-        by_id=_JOBS.where(jobs.c.id.in_(bindparam("ids", expanding=True))),
-        recent=_JOBS.where(jobs.c.finished_at > bindparam("since")).order_by(jobs.c.finished_at.desc()).limit(RECENT),
+        active=_marks(jobs).where(jobs.c.status.in_(("queued", "running")), _WHOLE),
+        recent=_recent(jobs).where(_WHOLE),
+        by_id=select(jobs).where(jobs.c.id.in_(bindparam("ids", expanding=True)), _WHOLE),
         document=of_job,
     ),
 }
@@ -170,21 +173,18 @@ class Hub:
         async with self._looking:
             if self._looked_at < moment:
                 began = time.monotonic()
-                await self._look(first=not self._looked_at)
+                await self._look()
                 self._looked_at = began
 
-    async def _look(self, *, first: bool) -> None:
+    async def _look(self) -> None:
         """Read what has changed since the last look."""
+        since = {"since": utcnow() - timedelta(seconds=KEEP_S)}
         marks = {
             f"{kind}:{row.id}": tuple(row[1:])
             for kind, source in SOURCES.items()
-            for row in await self._db.rows(source.marks)
+            for statement, values in ((source.recent, since), (source.active, None))
+            for row in await self._db.rows(statement, values)
         }
-        if first:
-            since = utcnow() - timedelta(seconds=KEEP_S)
-            for kind, source in SOURCES.items():
-                for row in await self._db.rows(source.recent, {"since": since}):
-                    self._take(kind, row, quiet=True)
         self._forget()
         known = self._known
         changed = {name for name, mark in marks.items() if name not in known or known[name].mark != mark}

@@ -282,6 +282,7 @@ downloads = (
         Column("retry_at", Timestamp),  # a pending row waits until then
         UniqueConstraint("active_video_id"),
         Index(None, "status", "priority"),
+        Index(None, "finished_at"),
         **_ENGINE,
     )
 )
@@ -356,6 +357,7 @@ jobs = Table(  # work that goes on after the answer; the row is the truth about 
     Column("finished_at", Timestamp),
     Index(None, "type", "status"),
     Index(None, "status"),
+    Index(None, "finished_at"),
     Index(None, "target"),
     UniqueConstraint("active_type"),
     **_ENGINE,

@@ -229,6 +229,7 @@ class Download(Base):
     __table_args__ = (
         UniqueConstraint("active_video_id"),
         Index(None, "status", "priority"),
+        Index(None, "finished_at"),
         Base.__table_args__,
     )
 
@@ -318,6 +319,7 @@ class Job(Base):
     __table_args__ = (
         Index(None, "type", "status"),
         Index(None, "status"),
+        Index(None, "finished_at"),
         Index(None, "target"),
         UniqueConstraint("active_type"),
         Base.__table_args__,
