@@ -68,6 +68,7 @@ def create_app(config: dict | None = None) -> Flask:
     db.init_app(app)
     upstreams.init_app(app)
     outbox.init_app(app)
+    scheduler.init_app(app)
     downloader.init_app(app)
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)

@@ -149,7 +149,7 @@ def discover_all():
     return success("Discovery started", 202, job_id=start_all())
 
 
-def start_all(max_videos: int | None = None) -> str:
+def start_all(max_videos: int | None = None, job_id: str = "") -> str:
     """Begin to look for new videos of all monitored artists, `max_videos` of each, one after the other; the job's id.
 
     Raises ApiError 400 without a key, 409 while such a job is running.
@@ -173,7 +173,7 @@ def start_all(max_videos: int | None = None) -> str:
         return result
 
     arguments, busy = {"max_videos": limit}, "Discovery is running already"
-    return jobs.start("discovery", work, arguments=arguments, busy=busy, artists=len(artists))
+    return jobs.start("discovery", work, arguments=arguments, busy=busy, job_id=job_id, artists=len(artists))
 
 
 def search(texts: dict, artist_name: str) -> tuple[int, list[tuple]]:

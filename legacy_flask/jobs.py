@@ -43,6 +43,7 @@ def start(
     target: str = "",
     arguments: dict | None = None,
     busy: str = "",
+    job_id: str = "",
     **detail,
 ) -> str:
     """Begin `work(report)` in a thread with an app context; the id of its row.
@@ -53,7 +54,7 @@ def start(
     `work` calls `report(percent, message)` as often as it likes and returns the result for the row. What it raises ends
     the job with a sentence: an ApiError with its own. `report` raises Taken when nobody wants the work any more.
     """
-    job_id, user = uuid.uuid4().hex, g.get("user")
+    job_id, user = job_id or uuid.uuid4().hex, g.get("user")
     row = Job(
         id=job_id,
         type=kind,
@@ -64,7 +65,7 @@ def start(
     )
     try:
         with transaction() as db:
-            end_forgotten(db)
+            end_forgotten(db, kind, target)
             refuse_second(db, kind, target, busy)
             db.add(row)
             audit(db, "jobs.start", f"job:{kind}", **detail)
@@ -91,8 +92,11 @@ def refuse_second(db, kind: str, target: str, busy: str) -> None:
         raise ApiError(409, busy, job_id=job_id)
 
 
-def end_forgotten(db) -> None:
-    forgotten = Job.status.in_(ACTIVE) & (Job.updated_at <= utcnow() - GONE_AFTER)
+def end_forgotten(db, kind: str, target: str) -> None:
+    """Those that nobody has touched for so long would keep a new one from beginning."""
+    forgotten = (Job.type == kind) & Job.status.in_(ACTIVE) & (Job.updated_at <= utcnow() - GONE_AFTER)
+    if target:
+        forgotten &= Job.target == target
     ended = update(Job).where(forgotten).values(status="failed", active_type=None, error=GONE, finished_at=utcnow())
     db.execute(ended, execution_options={"synchronize_session": False})
 

@@ -76,12 +76,12 @@ def sync_monitor(monitor_id):
     return success("Playlist synced", **store(monitor_id, items))
 
 
-def start_all() -> str:
+def start_all(job_id: str = "") -> str:
     """Begin to sync all playlists; the job's id. Raises ApiError 400 without a key, 409 while such a job is running."""
     db = get_session()
     youtube.key_of(settings.texts(db))
     busy, number = "The playlists are being synced already", db.scalar(select(func.count(PlaylistMonitor.id)))
-    return jobs.start("playlists", sync_all, busy=busy, playlists=number)
+    return jobs.start("playlists", sync_all, busy=busy, job_id=job_id, playlists=number)
 
 
 def sync_all(report: jobs.Report) -> dict:

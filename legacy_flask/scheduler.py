@@ -1,15 +1,22 @@
-"""The scheduler: when it looks for new videos of all monitored artists, and doing so now."""
+"""The scheduler: when it looks for new videos of all monitored artists and playlists, and doing so now."""
 
-from flask import jsonify
+import os
+from contextlib import suppress
+from threading import Event, Thread
+
+from flask import Flask, jsonify
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 
-from . import discovery, jobs, settings
+from . import discovery, jobs, playlists, settings
 from .auth import role_required
 from .db import get_session
-from .http import success
-from .models import Job, utcnow
-from .schedule import read_schedule
+from .http import ApiError, success
+from .models import Job, PlaylistMonitor, utcnow
+from .schedule import WINDOW, planned_id, read_schedule
 from .settings import bp
+
+LOOK_EVERY_S = 20.0
 
 
 @bp.get("/scheduler/status")
@@ -37,3 +44,54 @@ def scheduler_trigger():
     """Do now what is planned, whether anything is planned or not."""
     schedule = read_schedule(settings.texts(get_session()))
     return success("Looking for new videos", 202, job_id=discovery.start_all(schedule.max_videos))
+
+
+# --- what is planned ---------------------------------------------------------------------------------------------
+
+
+class Scheduler:
+    """The thread of this process that begins what is planned."""
+
+    def __init__(self, app: Flask) -> None:
+        self.app, self.pid, self.stopped = app, 0, Event()
+
+    def begin(self) -> None:
+        """With the first request of a process."""
+        if self.pid != os.getpid():
+            self.pid = os.getpid()
+            Thread(target=self.run, name="scheduler", daemon=True).start()
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+    def run(self) -> None:
+        while not self.stopped.wait(LOOK_EVERY_S):
+            with self.app.test_request_context():
+                try:
+                    plan()
+                except Exception:
+                    self.app.logger.exception("scheduler")
+
+
+def init_app(app: Flask) -> None:
+    scheduler = app.extensions["scheduler"] = Scheduler(app)
+    if not app.config["SHADOW"]:
+        app.before_request(scheduler.begin)
+
+
+def plan() -> None:
+    """Begin what is planned for now. Its row is named after the moment: whoever is second finds it, on either side."""
+    db, now = get_session(), utcnow()
+    schedule = read_schedule(settings.texts(db))
+    moment = schedule.next_run(now - WINDOW)
+    if moment is None or moment > now:
+        return
+    begun = set(db.scalars(select(Job.id).where(Job.created_at >= now - 2 * WINDOW)))
+    has_playlists = db.scalar(select(PlaylistMonitor.id).limit(1)) is not None
+    discovery_id, playlists_id = planned_id("discovery", moment), planned_id("playlists", moment)
+    with suppress(ApiError, IntegrityError):  # no key, one is running, or somebody was quicker
+        if discovery_id not in begun:
+            discovery.start_all(schedule.max_videos, discovery_id)
+    with suppress(ApiError, IntegrityError):
+        if playlists_id not in begun and has_playlists:
+            playlists.start_all(playlists_id)

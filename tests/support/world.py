@@ -94,6 +94,7 @@ class World:
         port.state.queue.close()
         port.state.queue = LazyQueue(home, {**env, "LOG_FILE": str(home / "workers-app.log")})
         seed(self._alone, "small", demo=True)
+        self._schedulers = [app.extensions["scheduler"] for app in (self._alone, behind)]
         self._engines = [app.extensions["engine"] for app in (self._alone, behind)]
         self._set({**self.upstream.settings, "max_concurrent_downloads": "0"})  # what is queued stays so
         self.execute([_AT_WORK])
@@ -114,6 +115,8 @@ class World:
     def close(self) -> None:
         self._runner.run(self._lifespan.__aexit__())
         self._runner.close()
+        for scheduler in self._schedulers:
+            scheduler.stop()
         for engine in self._engines:
             engine.dispose()
         self._rest.close()
