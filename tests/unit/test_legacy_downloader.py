@@ -3,7 +3,10 @@
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from legacy_flask.models import Artist, Download, Setting, Video, Webhook, Webho
 from legacy_flask.resolving import find_address
 from legacy_flask.settings import DEFAULTS
 from tests.support.media_server import MediaServer, video
-from tests.support.processes import free_port, wait_until
+from tests.support.processes import child, free_port, wait_until
 from tests.support.upstreams import Upstream
 from tests.upstream.catalogue import songs
 
@@ -92,13 +95,23 @@ class World:
         return part
 
 
-def children() -> list[int]:
-    """The processes that download for this one."""
+@contextmanager
+def server(world: World, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Another process of the application, that has begun to download."""
+    script = "import legacy_flask as a, time; a.create_app().extensions['downloader'].wake(); time.sleep(600)"
+    config = {name: str(world.app.config[name]) for name in ("DATABASE_URL", "DATA_PATH", "LIBRARY_PATH")}
+    config |= {"SECRET_KEY": "s" * 32, "ALLOWED_NETWORKS": MediaServer.allowed}
+    with child([sys.executable, "-c", script], log, env=os.environ | config) as process:
+        yield process
+
+
+def children(of: int = 0) -> list[int]:
+    """The processes that download for a process, for this one without another."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = stat.read_text().rpartition(")")[2].split()[1]
-            if int(parent) == os.getpid() and b"fetch.py" in (stat.parent / "cmdline").read_bytes():
+            if int(parent) == (of or os.getpid()) and b"fetch.py" in (stat.parent / "cmdline").read_bytes():
                 found.append(int(stat.parent.name))
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -262,6 +275,28 @@ def test_a_child_that_was_killed_is_followed_by_another(world: World, media: Med
     row = world.ended(download_id)
 
     assert (row.status, row.attempts) == ("completed", 2)
+    assert digest(world.library / str(row.file_path)) == expected(600_000)
+
+
+def test_a_server_that_was_killed_leaves_no_process_and_the_next_goes_on(
+    world: World, media: MediaServer, tmp_path: Path
+) -> None:
+    download_id = world.put(f"{media.url}/slow.mp4?size=600000&rate=150000")
+    part = world.incoming / str(download_id) / "video.mp4.part"
+    with server(world, tmp_path / "log") as process:
+        wait_until(lambda: part.exists() and part.stat().st_size > 50_000, "the first bytes", PATIENCE_S)
+        found = children(process.pid)
+        process.kill()
+        process.wait()
+
+    assert len(found) == 1
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in found), "the process to be gone")
+    assert world.row(download_id).status == "downloading"
+    world.change(download_id, updated_at=utcnow() - timedelta(seconds=61))
+    row = world.ended(download_id)
+
+    assert (row.status, row.attempts) == ("completed", 2)
+    assert len(media.ranges("/slow.mp4")) == 1
     assert digest(world.library / str(row.file_path)) == expected(600_000)
 
 
