@@ -110,8 +110,15 @@ async function startDownload() {
   }
 }
 
+const STEER = {
+  pause: (number) => api("POST", `/api/downloads/${number}/pause`),
+  resume: (number) => api("POST", `/api/downloads/${number}/resume`),
+  cancel: (number) => api("POST", `/api/downloads/${number}/cancel`),
+  retry: (number) => api("POST", `/api/downloads/${number}/retry`),
+};
+
 async function steer(number, verb) {
-  toast((await api("POST", `/api/downloads/${number}/${verb}`)).message);
+  toast((await STEER[verb](number)).message);
 }
 
 async function onDownload(doc) {

@@ -257,7 +257,7 @@ def test_the_tools_tell_their_versions_and_cookies_are_uploaded(
 
 def test_titles_are_text_whatever_they_say(user: Visitor, media: MediaServer) -> None:
     dialogs: list[Dialog] = []
-    user.page.on("dialog", lambda dialog: dialogs.append(dialog))
+    user.page.on("dialog", lambda dialog: dialogs.append(dialog))  # noqa: PLW0108  # Playwright needs a function
     download = user.queue(f"{media.url}/direct.mp4")
     title = '<img src=x onerror="alert(1)"> \u202e\u0627\u0633\u0645'
     video = next(

@@ -4,7 +4,8 @@
     python -m tests.support.ui_calls --write    docs/ui-calls.md
 
 A call is a string literal that begins with a slash and a letter. Its method is that of the `api("POST", …)` or the form
-around it, else GET. `${…}` stands for one value. Fails when Flask has no rule for a call.
+around it, else GET. `${…}` stands for one value, or for the constant of that name. Fails when Flask has no rule for a
+call, or when a call cannot be read.
 """
 
 import re
@@ -26,6 +27,8 @@ WEBSOCKET = "WS"
 NONE = "none"
 
 _OPENING = re.compile(r"""(?:\bapi\(\s*"(?P<method>[A-Z]+)"\s*,\s*)?(?P<quote>["'`])(?=/[a-z])""")
+_CONSTANT = re.compile(r"^const (\w+) = [\"`](/[^\"`]*)[\"`];", re.MULTILINE)
+_UNREADABLE = re.compile(r"""(?<!function )\bapi\((?!\s*"[A-Z]+"\s*,\s*["`]/)[^\n]*""")
 _SOCKET = re.compile(r"/ws/[a-z]+")
 _FORM = re.compile(r"""<form\b(?=[^>]*method="post")[^>]*\baction="(/[^"#]*)""", re.IGNORECASE)
 _ADDRESS = re.compile(r'"(/(?:[a-z][^"#]*)?)(?:#[^"]*)?"')
@@ -75,7 +78,13 @@ def calls() -> dict[Call, list[str]]:
 
 
 def of_script(source: str) -> Iterator[Call]:
+    """Raises ValueError for a call whose address is no literal."""
     source = _COMMENT.sub("", source)
+    for name, path in _CONSTANT.findall(source):
+        source = source.replace(f"${{{name}}}", path)
+        source = re.sub(rf'(\bapi\("[A-Z]+", ){name}\b', lambda call, path=path: f"{call[1]}`{path}`", source)
+    if unreadable := _UNREADABLE.search(source):
+        raise ValueError(f"a call that cannot be read: {unreadable[0]}")
     for opening in _OPENING.finditer(source):
         path = literal(source, opening.end())
         yield Call(path.partition("?")[0].partition("#")[0], opening["method"] or "GET")
@@ -84,14 +93,17 @@ def of_script(source: str) -> Iterator[Call]:
 
 
 def literal(source: str, start: int) -> str:
-    """The text that begins there, up to the quote before it, with `{}` for each expression."""
+    """The text that begins there, up to the quote before it or to the query, with `{}` for each expression."""
     quote, text, at = source[start - 1], "", start
     while source[at] != quote:
         if quote == "`" and source.startswith("${", at):
-            depth, at, text = 1, at + 2, text + "{}"
+            depth, begin, at = 1, at + 2, at + 2
             while depth:
                 depth += {"{": 1, "}": -1}.get(source[at], 0)
                 at += 1
+            if '"?' in source[begin:at]:
+                return text
+            text += "{}"
         else:
             text, at = text + source[at], at + 1
     return text

@@ -33,6 +33,10 @@ def test_a_call_that_no_rule_takes_is_found() -> None:
 
 def test_calls_are_read_from_scripts() -> None:
     source = """
+const here = `/api/videos/${id}`;
+      api("PUT", here, {title});
+      api("DELETE", `${here}${file ? "?delete_file=true" : ""}`);
+      api("POST", `${here}/download`);
       // a remark about "/api/nothing"
       await api("PUT", `/api/artists/${artist.id}/settings`, {name: "/api is no call"});
       api("GET", `/api/jobs/?${query({...wanted, per_page: 20})}`);
@@ -41,6 +45,10 @@ def test_calls_are_read_from_scripts() -> None:
       location.assign("/login?next=x");
     """
     assert set(of_script(source)) == {
+        Call("/api/videos/{}", "GET"),  # the constant
+        Call("/api/videos/{}", "PUT"),
+        Call("/api/videos/{}", "DELETE"),
+        Call("/api/videos/{}/download", "POST"),
         Call("/api/artists/{}/settings", "PUT"),
         Call("/api/jobs/", "GET"),
         Call("/api/artists/{}/thumbnail/small", "GET"),
@@ -48,6 +56,12 @@ def test_calls_are_read_from_scripts() -> None:
         Call("/login", "GET"),
         Call("/api is no call", "GET"),
     }
+
+
+@pytest.mark.parametrize("call", ['api(method, "/api/jobs/")', 'api("GET", address)', "api('GET', '/api/jobs/')"])
+def test_a_call_that_cannot_be_read_is_refused(call: str) -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        list(of_script(call))
 
 
 def test_calls_are_read_from_templates() -> None:
