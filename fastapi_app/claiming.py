@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import Request
 from sqlalchemy import Update, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import events
@@ -95,6 +96,13 @@ async def claim(request: Request, db: Db, runner: str) -> Any | None:
     """
     if await db.row(_DUE, {"now": utcnow()}) is None:
         return None
+    try:
+        return await _claim(request, db, runner)
+    except IntegrityError:  # somebody else has just made the row of the setting
+        return None
+
+
+async def _claim(request: Request, db: Db, runner: str) -> Any | None:
     async with db.transaction() as connection:
         if (await connection.execute(_RUNNING)).scalar_one() >= await _most(connection):
             return None

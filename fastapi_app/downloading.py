@@ -164,7 +164,9 @@ class Drain:
             await asyncio.gather(looking, *self._under_way, return_exceptions=True)
 
     async def _fill(self) -> None:
-        """Claim as many as there is room for; when there is none, let another worker look."""
+        """Claim as many as there is room for; when there is none any more, let another worker look."""
+        if len(self._under_way) >= AT_ONCE:
+            return
         while len(self._under_way) < AT_ONCE:
             row = await self._patiently(partial(claiming.claim, self._request, self._db, self._runner))
             if row is None:
@@ -336,7 +338,7 @@ class Drain:
         news = {**fields, "file_path": name} if organized else {}
         try:
             await self._patiently(partial(claiming.complete, self._request, self._db, row, name, size, news))
-        except BaseException:
+        except Lost:  # anything else may have been committed; another attempt finds the same file
             if placed:
                 await off_loop(partial(placed.unlink, missing_ok=True))
             raise

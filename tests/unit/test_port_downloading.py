@@ -19,6 +19,9 @@ from fastapi_app.fetchers import Fetchers, shared
 from fastapi_app.models import artists, downloads, settings, utcnow, videos, webhook_deliveries, webhooks
 from tests.support.asgi import Lifespan
 from tests.support.media_server import MediaServer, media_server, video
+from tests.support.processes import free_port
+from tests.support.upstreams import upstream
+from tests.upstream.catalogue import songs
 
 SLOW = "/slow.mp4?size=400000&rate=20000"  # 20 seconds
 
@@ -388,6 +391,25 @@ async def test_a_child_that_is_killed_is_noticed_and_its_download_tried_again(ap
 def leaders_below(process: int) -> list[int]:
     """The children of its nurseries."""
     return [child for nursery in nurseries_below(process) for child in children(nursery)]
+
+
+async def test_where_a_title_can_be_had_is_found_out_and_noted(app: FastAPI) -> None:
+    """The address leads nowhere from here: what was found shows in the row of the video."""
+    song = songs("Massive Attack")[0]
+    with upstream() as services:
+        await setting(app, **services.settings)
+        found, unknown = [
+            await queued(app, None, title=title, artist="Massive Attack", max_attempts=1)
+            for title in (song.title, "A song that was never written")
+        ]
+        await setting(app, download_proxy=f"http://127.0.0.1:{free_port()}")
+
+        await downloading.drain(app)
+
+    rows = [await row_of(app, download_id) for download_id in (found, unknown)]
+    assert [("failed", "network"), ("failed", "not_found")] == [(row.status, row.error_code) for row in rows]
+    addresses = (await Db(app.state.database).execute(select(videos.c.url).order_by(videos.c.id))).scalars()
+    assert [f"https://www.youtube.com/watch?v={song.youtube_id}", None] == list(addresses)
 
 
 async def test_a_search_that_does_not_get_through_is_a_failure_of_the_service(app: FastAPI) -> None:
