@@ -183,27 +183,27 @@ def first_run():
     """Make the first account, an administrator, and sign in with it. 403 as soon as anybody has an account."""
     data = json_body()
     refuse_elsewhere()
-    refuse_second_run()
+    refuse_second_run(get_session())
     username, password = (text(data, "username", 50) or "").lower(), password_field(data, "password")
     require_username(username)
     require_strength(password)
     password_hash = passwords.hash_password(password)
     try:
         with transaction() as db:
-            refuse_second_run()
+            refuse_second_run(db)
             db.add(User(id=FIRST_ID, username=username, password_hash=password_hash, role="admin"))
             db.flush()  # of two at once, one finds the id taken
             audit(db, "users.create", f"user:{FIRST_ID}", username=username, role="admin")
     except IntegrityError:
-        refuse_second_run()
+        refuse_second_run(get_session())
         raise
     user, row = start_session(FIRST_ID, password_hash)
     answer = success("Administrator created", 201, user=user_json(user), expires_at=row.expires_at.isoformat())
     return set_csrf_cookie(answer)
 
 
-def refuse_second_run() -> None:
-    if get_session().scalar(select(User.id).limit(1)) is not None:
+def refuse_second_run(db) -> None:
+    if db.scalar(select(User.id).limit(1)) is not None:
         raise ApiError(403, "There is an account already: sign in", code="FORBIDDEN")
 
 

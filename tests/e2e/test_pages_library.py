@@ -13,6 +13,7 @@ from tests.support.processes import wait_until
 
 PAGES = ("/", "/artists", "/artist/1", "/videos", "/video/1")
 UNWELL = 503  # of /api/health/status: there is no worker here
+pytestmark = pytest.mark.timeout(300)  # the first one fills the library
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Both applications bring the same things into one library at the same time; nobody fails, nothing is there twice."""
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ import legacy_flask.playlists
 import legacy_flask.spotify
 from fastapi_app.db import Db
 from fastapi_app.upstreams.youtube import PlaylistItem
-from tests.support.asgi import Lifespan
+from tests.support.asgi import Lifespan, ask
 from tests.support.databases import create_database
 
 EACH = 6  # requests of each application
@@ -42,7 +43,8 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(autouse=True)
 def _environment(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = {"DATA_PATH": str(tmp_path / "data"), "LIBRARY_PATH": str(tmp_path / "library")}
-    for name, value in {"DATABASE_URL": database, "SECRET_KEY": "s" * 32, "REDIS_URL": "", **paths}.items():
+    fixed = {"DATABASE_URL": database, "SECRET_KEY": "s" * 32, "REDIS_URL": "", "BCRYPT_ROUNDS": "4", **paths}
+    for name, value in fixed.items():
         monkeypatch.setenv(name, value)
 
 
@@ -158,3 +160,24 @@ async def test_of_work_that_is_busy_while_it_runs_one_is_begun(flask_app: Flask,
     async with asyncio.timeout(20):
         while run(flask_app, "SELECT id FROM jobs WHERE finished_at IS NULL OR active_type IS NOT NULL"):
             await asyncio.sleep(0.01)
+
+
+async def test_of_those_who_want_to_be_the_first_administrator_one_is(flask_app: Flask, port: FastAPI) -> None:
+    def body(name: str) -> bytes:
+        return json.dumps({"username": name, "password": "Owner-pass-1"}).encode()
+
+    def by_flask(number: int) -> int:
+        sent = {"data": body(f"flask-{number}"), "content_type": "application/json"}
+        return flask_app.test_client().post("/auth/first-run", **sent).status_code
+
+    async def by_port(number: int) -> int:
+        headers = [("content-type", "application/json"), ("host", "music.test")]
+        return (await ask(port, "POST", "/auth/first-run", headers, body(f"port-{number}"))).status
+
+    statuses = await asyncio.gather(
+        *(asyncio.to_thread(by_flask, number) for number in range(EACH)), *(by_port(number) for number in range(EACH))
+    )
+
+    assert sorted(statuses) == [201] + [403] * (2 * EACH - 1)
+    assert [("admin",)] == run(flask_app, "SELECT role FROM users")
+    assert [(1,)] == run(flask_app, "SELECT count(*) FROM user_sessions")
