@@ -173,9 +173,11 @@ def changing(download_id: int, action: str, states: tuple, rule: str):
 
 def find_locked(db, download_id: int) -> Download:
     """With its video, which is locked before. Raises ApiError 404."""
-    row = db.get(Download, download_id) if download_id <= MAX_INT else None
-    if row is not None:
-        db.get(Video, row.video_id, with_for_update=True)
+    row, video_id = None, None
+    if download_id <= MAX_INT:  # read without its row, which would not be read again once it is locked
+        video_id = db.scalar(select(Download.video_id).where(Download.id == download_id))
+    if video_id is not None:
+        db.get(Video, video_id, with_for_update=True)
         row = db.get(Download, download_id, with_for_update=True)
     if row is None:
         raise ApiError(404, "Download not found", success=False)
