@@ -12,6 +12,7 @@ from .db import get_session
 from .models import User
 
 STATIC = Path(__file__).resolve().parent / "static"
+MAX_ERROR = 200  # characters: what an address can make this page say
 
 bp = Blueprint("pages", __name__)
 
@@ -95,11 +96,11 @@ def system():
 @bp.get("/login")
 def login():
     """Asks for the first administrator while nobody has an account."""
-    target = local_path(request.args.get("next", ""))
     if current_user() is not None:
         return redirect("/")
     first_run = get_session().scalar(select(User.id).limit(1)) is None
-    return page("login", next=target, error=request.args.get("error", "")[:200], first_run=first_run)
+    target, error = local_path(request.args.get("next", "")), request.args.get("error", "")
+    return page("login", next=target, error=error[:MAX_ERROR], first_run=first_run)
 
 
 @bp.get("/static/<path:filename>")
