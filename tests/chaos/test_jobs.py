@@ -63,8 +63,9 @@ class Site:
     def pool(self, *options: str, name: str = "pool") -> Any:
         folder = self.home / name
         folder.mkdir()
+        before = self.redis.client().scard("rq:workers")
         process = self._rest.enter_context(workers(folder, self.env, *options))
-        wait_until(lambda: self.redis.client().scard("rq:workers"), f"workers; see {folder}", 60)
+        wait_until(lambda: self.redis.client().scard("rq:workers") > before, f"workers; see {folder}", 60)
         return process
 
     def server(self) -> str:
