@@ -220,10 +220,10 @@ async def start(request: Request) -> str:
 async def index(request: Request, _arguments: Mapping[str, Any], report: jobs.Report) -> dict[str, Any]:
     """Enter every video of the library, and complete what is known of it. Nothing is taken out."""
     config, db = request.app.state.settings, Db(request.app.state.database)
-    files = await library_files(config)
-    known = await known_files(db)
+    found, known = await library_files(config), await known_files(db)
+    files = [file for file in found if not is_original(file.path, known)]
     ffprobe = await off_loop(find_ffprobe, config.ffmpeg, config.ffprobe)
-    counts = dict.fromkeys(("created", "matched", "updated", "unchanged", "skipped"), 0)
+    counts = dict.fromkeys(("created", "matched", "updated", "unchanged"), 0) | {"skipped": len(found) - len(files)}
     for start in range(0, len(files), PROBES):
         batch = [(file, known.get(file.path)) for file in files[start : start + PROBES]]
         said = await asyncio.gather(*(_ask(ffprobe, config.library_path, file, row) for file, row in batch))
@@ -231,7 +231,7 @@ async def index(request: Request, _arguments: Mapping[str, Any], report: jobs.Re
             await report(100 * number // len(files), f"{number} of {len(files)} files")
             outcome = await (_complete(db, row, fields) if row else _add(db, config.library_path, fields))
             counts[outcome] += 1
-    result = {"files": len(files), **counts}
+    result = {"files": len(found), **counts}
     async with db.transaction() as connection:
         await events.emit(connection, request, "library.indexed", result)
     await report(100, f"{len(files)} of {len(files)} files")
@@ -244,6 +244,12 @@ async def library_files(config: Settings) -> list[File]:
         return await off_loop(video_files, config.library_path, config.downloads_path)
     except OSError:
         raise ApiError(503, "The library cannot be read") from None
+
+
+def is_original(path: str, known: Mapping[str, Any]) -> bool:
+    """Whether it has no row because the mp4 beside it, which was made of it, is the file of its video."""
+    made = PurePosixPath(path).with_suffix(".mp4").as_posix()
+    return path not in known and made != path and made in known
 
 
 async def known_files(db: Db) -> dict[str, Any]:

@@ -151,7 +151,7 @@ async def index_library(request: Request, db: DbDep, _: Manager) -> Response:
     if query_flag(query(request), "preview"):
         known = await indexing.known_files(db)
         files = await indexing.library_files(request.app.state.settings)
-        new = [file for file in files if file.path not in known]
+        new = [file for file in files if file.path not in known and not indexing.is_original(file.path, known)]
         listed = [intake.file_json(file) for file in new[:MAX_LISTED]]
         return success(f"{len(new)} of {len(files)} files have no row", files=listed, count=len(new))
     job_id = await indexing.start(request)

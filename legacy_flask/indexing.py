@@ -183,15 +183,15 @@ def start() -> str:
 
 def index(report) -> dict:
     """Enter every video of the library, and complete what is known of it. Nothing is taken out."""
-    files = library_files()
-    known, ffprobe = known_files(), find_ffprobe()
-    counts = dict.fromkeys(("created", "matched", "updated", "unchanged", "skipped"), 0)
+    found, known, ffprobe = library_files(), known_files(), find_ffprobe()
+    files = [file for file in found if not is_original(file.path, known)]
+    counts = dict.fromkeys(("created", "matched", "updated", "unchanged"), 0) | {"skipped": len(found) - len(files)}
     for number, file in enumerate(files):
         report(100 * number // len(files), f"{number} of {len(files)} files")
         row = known.get(file.path)
         fields = ask(ffprobe, file, row)
         counts[complete(row, fields) if row else add(fields)] += 1
-    result = {"files": len(files), **counts}
+    result = {"files": len(found), **counts}
     with transaction() as db:
         events.emit(db, "library.indexed", result)
     report(100, f"{len(files)} of {len(files)} files")
@@ -203,6 +203,12 @@ def library_files() -> list[File]:
         return video_files(current_app.config["LIBRARY_PATH"], current_app.config["DOWNLOADS_PATH"])
     except OSError:
         raise ApiError(503, "The library cannot be read") from None
+
+
+def is_original(path: str, known: dict) -> bool:
+    """Whether it has no row because the mp4 beside it, which was made of it, is the file of its video."""
+    made = PurePosixPath(path).with_suffix(".mp4").as_posix()
+    return path not in known and made != path and made in known
 
 
 def known_files() -> dict:

@@ -130,7 +130,7 @@ def index_library():
     """Enter the videos of the library in the background; with `preview=true` only list those that have no row."""
     if query_flag("preview"):
         files, known = indexing.library_files(), indexing.known_files()
-        new = [file for file in files if file.path not in known]
+        new = [file for file in files if file.path not in known and not indexing.is_original(file.path, known)]
         message = f"{len(new)} of {len(files)} files have no row"
         return success(message, files=[intake.file_json(file) for file in new[:MAX_LISTED]], count=len(new))
     return success("The library is being indexed", 202, job_id=indexing.start())

@@ -58,6 +58,7 @@ def test_the_mp4_lies_beside_the_original_and_is_the_file_of_the_video(name: str
             for value in (probed(made)[key] for key in ("video", "audio", "duration"))
         )
         assert original.exists()
+        assert {"created": 0, "unchanged": 1, "skipped": 1}.items() <= side.index().items()
         assert hidden(side.library) == []
         assert seen == sorted(seen)
         assert 99 == seen[-1]
