@@ -19,11 +19,17 @@ import fastapi_app.spotify
 import legacy_flask
 import legacy_flask.jobs
 import legacy_flask.playlists
+import legacy_flask.scheduler
 import legacy_flask.spotify
+from fastapi_app import leader
 from fastapi_app.db import Db
+from fastapi_app.kinds import ERRANDS, KINDS
+from fastapi_app.models import utcnow
+from fastapi_app.queue import Queue
 from fastapi_app.upstreams.youtube import PlaylistItem
 from tests.support.asgi import Lifespan, ask
 from tests.support.databases import create_database
+from tests.support.redis_server import redis_server
 
 EACH = 6  # requests of each application
 MONITOR = (
@@ -131,6 +137,17 @@ async def test_imports_of_playlists_that_share_artists(flask_app: Flask, port: F
     assert [(60, 60)] == run(flask_app, "SELECT count(*), count(DISTINCT spotify_id) FROM artists")
 
 
+@pytest.fixture
+def queue(port: FastAPI, tmp_path: Path) -> Iterator[None]:
+    """The port's way to workers, of which there are none: what it begins waits."""
+    with redis_server(tmp_path) as server:
+        port.state.queue.close()
+        port.state.queue = Queue(server.url, {**KINDS, **ERRANDS})
+        yield
+        port.state.queue.close()
+
+
+@pytest.mark.usefixtures("queue")
 async def test_of_work_that_is_busy_while_it_runs_one_is_begun(flask_app: Flask, port: FastAPI) -> None:
     done = threading.Event()
 
@@ -143,11 +160,7 @@ async def test_of_work_that_is_busy_while_it_runs_one_is_begun(flask_app: Flask,
             return str(legacy_flask.jobs.start("discovery", work, busy="Busy"))
 
     async def by_port() -> str:
-        async def work(_: Any) -> dict[str, Any]:
-            await asyncio.to_thread(done.wait, 60)
-            return {}
-
-        return await fastapi_app.jobs.start(request_of(port), "discovery", work, busy="Busy")
+        return await fastapi_app.jobs.start(request_of(port), "discovery", {}, busy="Busy")
 
     outcomes = await asyncio.gather(
         *(asyncio.to_thread(by_flask) for _ in range(EACH)), *(by_port() for _ in range(EACH)), return_exceptions=True
@@ -157,9 +170,31 @@ async def test_of_work_that_is_busy_while_it_runs_one_is_begun(flask_app: Flask,
     (job_id,) = (outcome for outcome in outcomes if isinstance(outcome, str))
     refused = [vars(outcome)["payload"] for outcome in outcomes if not isinstance(outcome, str)]
     assert [{"job_id": job_id}] * (2 * EACH - 1) == refused
-    async with asyncio.timeout(20):
-        while run(flask_app, "SELECT id FROM jobs WHERE finished_at IS NULL OR active_type IS NOT NULL"):
-            await asyncio.sleep(0.01)
+    assert [(job_id,)] == run(flask_app, "SELECT id FROM jobs")
+
+
+@pytest.mark.usefixtures("queue")
+async def test_what_is_planned_is_begun_once(flask_app: Flask, port: FastAPI) -> None:
+    now = utcnow()
+    planned = {"schedule_enabled": "true", "schedule_time": f"{now:%H:%M}", "youtube_api_key": "a key"}
+    planned["youtube_url"] = "http://127.0.0.1:1"  # nobody there
+    for key, value in planned.items():
+        insert = (
+            "INSERT INTO settings (`key`, value, description, is_secret, updated_at) VALUES ('{}', '{}', '', 0, '{}')"
+        )
+        run(flask_app, insert.format(key, value, "2026-01-01 00:00:00"))
+    run(flask_app, MONITOR.format(1))
+
+    def by_flask() -> None:
+        with flask_app.test_request_context():
+            legacy_flask.scheduler.plan()
+
+    for _ in range(2):
+        plans = [asyncio.to_thread(by_flask) for _ in range(EACH)]
+        await asyncio.gather(*plans, *(leader.plan(port) for _ in range(EACH)))
+
+    ids = [f"{kind}-{now:%Y%m%dT%H%M}" for kind in ("discovery", "playlists")]
+    assert ids == [row[0] for row in run(flask_app, "SELECT id FROM jobs ORDER BY id")]
 
 
 async def test_of_those_who_want_to_be_the_first_administrator_one_is(flask_app: Flask, port: FastAPI) -> None:
