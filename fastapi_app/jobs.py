@@ -134,8 +134,10 @@ async def _end_forgotten(connection: AsyncConnection, kind: str, target: str) ->
     forgotten = and_(jobs.c.type == kind, _ACTIVE, jobs.c.updated_at <= utcnow() - GONE_AFTER)
     if target:
         forgotten = and_(forgotten, jobs.c.target == target)
-    ended = {"status": "failed", "active_type": None, "error": GONE, "finished_at": utcnow()}
-    await connection.execute(update(jobs).where(forgotten).values(ended))
+    ids = list((await connection.execute(select(jobs.c.id).where(forgotten))).scalars())
+    if ids:  # by their ids: a search would lock the rows in another order than those who change them
+        ended = {"status": "failed", "active_type": None, "error": GONE, "finished_at": utcnow()}
+        await connection.execute(update(jobs).where(jobs.c.id.in_(ids), forgotten).values(ended))
 
 
 # Parts

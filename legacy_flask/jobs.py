@@ -97,8 +97,13 @@ def end_forgotten(db, kind: str, target: str) -> None:
     forgotten = (Job.type == kind) & Job.status.in_(ACTIVE) & (Job.updated_at <= utcnow() - GONE_AFTER)
     if target:
         forgotten &= Job.target == target
-    ended = update(Job).where(forgotten).values(status="failed", active_type=None, error=GONE, finished_at=utcnow())
-    db.execute(ended, execution_options={"synchronize_session": False})
+    ids = db.scalars(select(Job.id).where(forgotten)).all()
+    if ids:  # by their ids: a search would lock the rows in another order than those who change them
+        ended = {"status": "failed", "active_type": None, "error": GONE, "finished_at": utcnow()}
+        db.execute(
+            update(Job).where(Job.id.in_(ids), forgotten).values(ended),
+            execution_options={"synchronize_session": False},
+        )
 
 
 def run(app: Flask, job_id: str, work: Callable[[Report], dict]) -> None:
