@@ -2,7 +2,24 @@
 
 import argparse
 
-from . import bridges, flags, fuzz, instruments, mutants, overhead, pages, rollouts, routes, stalls, upstream, writes
+from . import (
+    bridges,
+    downloads,
+    flags,
+    fuzz,
+    instruments,
+    jobs,
+    mutants,
+    overhead,
+    pages,
+    rollouts,
+    routes,
+    sockets,
+    stalls,
+    streams,
+    upstream,
+    writes,
+)
 from .harness import Plan
 
 BENCHMARKS = {
@@ -18,6 +35,10 @@ BENCHMARKS = {
     "upstream": upstream,
     "stalls": stalls,
     "fuzz": fuzz,
+    "downloads": downloads,
+    "streams": streams,
+    "jobs": jobs,
+    "sockets": sockets,
 }
 
 

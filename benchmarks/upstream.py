@@ -7,32 +7,29 @@
 
 import asyncio
 import json
-import os
-import secrets
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import patch
 
-from legacy_flask import create_app
-from legacy_flask.db import transaction
-from legacy_flask.models import Artist, Setting, name_key, sort_name
+from sqlalchemy.orm import Session
 
 from .harness import LOAD_CORE, SERVER_CORE, Contestant, Plan, save, serving, spread, table
-from .pages import PYTHON, sign_in
+from .library import FLASK, artist, running, settings, wait, workers
+from .library import PORT as APPLICATION
+from .pages import PYTHON
 
 CALLS, AT_ONCE, LATENCY_S = 2000, 500, 0.05
 ARTISTS, DISCOVERY_LATENCY_S = 100, 0.2
 PORT, NULL, REQUESTS, HTTPX = "port", "port again", "requests, 500 threads", "httpx"
-FLASK, GATEWAY = "Flask", "port behind the gateway"
+SERVICES = ("youtube", "imvdb")
 CALLS_TARGET, DISCOVERY_TARGET = 2.5, 20
 
 
@@ -149,101 +146,48 @@ async def _timed(call: Callable[[], Awaitable[Any]]) -> float:
 
 def compare_discovery(plan: Plan) -> dict[str, list[float]]:
     """Seconds from the request to the end of its job, by application and round."""
-    seconds: dict[str, list[float]] = {FLASK: [], GATEWAY: []}
-    with TemporaryDirectory() as directory, stub() as url:
+    seconds: dict[str, list[float]] = {FLASK: [], APPLICATION: []}
+    with TemporaryDirectory() as directory, stub(SERVICES, DISCOVERY_LATENCY_S) as url:
         for number in range(min(plan.rounds, 3)):
             for name, taken in seconds.items():
-                home = Path(directory) / f"{name} {number}"
-                home.mkdir()
-                taken.append(discover(name, home, url))
+                taken.append(discover(name, Path(directory) / f"{name} {number}", url))
     return seconds
 
 
 @contextmanager
-def stub() -> Iterator[str]:
-    """The stub upstream, taking its time."""
+def stub(services: tuple[str, ...], latency_s: float) -> Iterator[str]:
+    """The stub upstream, of which these services take their time."""
     with serving([Contestant("stub", [*PYTHON, "tests.upstream", "--port", "{port}"])], LOAD_CORE) as ports:
-        connection = HTTPConnection("127.0.0.1", ports["stub"], timeout=30)
-        dials = {service: {"latency_s": DISCOVERY_LATENCY_S} for service in ("youtube", "imvdb")}
-        connection.request("PUT", "/_dials", json.dumps(dials), {"Content-Type": "application/json"})
-        if connection.getresponse().status >= 300:
-            sys.exit("the stub upstream refused its dials")
-        connection.close()
+        with closing(HTTPConnection("127.0.0.1", ports["stub"], timeout=30)) as connection:
+            dials = {service: {"latency_s": latency_s} for service in services}
+            connection.request("PUT", "/_dials", json.dumps(dials), {"Content-Type": "application/json"})
+            if connection.getresponse().status >= 300:
+                sys.exit("the stub upstream refused its dials")
         yield f"http://127.0.0.1:{ports['stub']}"
 
 
 def discover(name: str, home: Path, url: str) -> float:
     """One run from an empty library of 100 artists."""
-    database = home / "app.sqlite3"
-    env = {
-        "DATABASE_URL": f"sqlite:///{database}",
-        "SECRET_KEY": secrets.token_hex(32),
-        "DATA_PATH": str(home / "data"),
-        "LIBRARY_PATH": str(home / "library"),
-        "ALLOWED_NETWORKS": "127.0.0.1/32",
-        "BCRYPT_ROUNDS": "4",
-    }
-    with patch.dict(os.environ, env):
-        fill(url)
-        with serving([contestant(name, home)]) as ports:
-            port = ports[name]
-            cookie = sign_in(port)
-            began = time.perf_counter()
-            job_id = post(port, "/api/discovery/all", cookie)["job_id"]
-            while (status := job(database, job_id)) in ("queued", "running"):
-                time.sleep(0.02)
-            took = time.perf_counter() - began
-    if status != "completed":
-        sys.exit(f"discovery ended as {status}")
+    with running(name, home, partial(_fill, url), worker=workers(2)) as application:
+        began = time.perf_counter()
+        status, answer = application.post("/api/discovery/all")
+        if status != 202:
+            sys.exit(f"discovery: {status} {answer}")
+        state = partial(application.scalar, "SELECT status FROM jobs WHERE id = ?", answer["job_id"])
+        wait(lambda: state() not in ("queued", "running"), "discovery")
+        took = time.perf_counter() - began
+        if state() != "completed":
+            sys.exit(f"discovery ended as {state()}")
     return took
 
 
-def contestant(name: str, home: Path) -> Contestant:
-    if name == FLASK:
-        gunicorn = [*PYTHON, "gunicorn", "-k", "gthread", "--threads", "8", "--bind", "127.0.0.1:{port}"]
-        return Contestant(name, [*gunicorn, "--log-level", "warning", "legacy_flask:create_app()"])
-    flags = home / "flags.yaml"
-    flags.write_text("version: 1\noverride: fastapi\n")
-    gateway = [*PYTHON, "gateway", "serve", "--legacy", "legacy_flask:create_app", "--port", "{port}"]
-    gateway += ["--fastapi", "fastapi_app:create_app", "--flags", str(flags), "--state", str(home / "state")]
-    return Contestant(name, [*gateway, "--log-level", "warning"])
-
-
-def fill(url: str) -> None:
-    """100 artists without videos, users, and the stub for an internet."""
-    from sqlalchemy import insert
-
-    from legacy_flask.models import User
-    from legacy_flask.seed import demo_users
-
-    app = create_app()
-    services = {"youtube": "/youtube", "imvdb": "/imvdb"}
-    values = {f"{service}_url": url + path for service, path in services.items()}
-    values |= {f"{service}_per_second": "0" for service in services}
-    values |= {f"{service}_api_key": "demo-key" for service in services}
-    with app.app_context(), transaction() as db:
-        db.execute(insert(User), demo_users(4))
-        db.add_all(Setting(key=key, value=value) for key, value in values.items())
-        for number in range(ARTISTS):
-            name = f"Artist {number}"
-            db.add(Artist(name=name, name_key=name_key(name), sort_name=sort_name(name), monitored=True))
-    app.extensions["engine"].dispose()
-
-
-def post(port: int, path: str, cookie: str) -> dict[str, Any]:
-    connection = HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("POST", path, headers={"Cookie": cookie, "Origin": f"http://127.0.0.1:{port}"})
-    answer = connection.getresponse()
-    body: dict[str, Any] = json.loads(answer.read())
-    connection.close()
-    if answer.status != 202:
-        sys.exit(f"POST {path}: {answer.status} {body}")
-    return body
-
-
-def job(database: Path, job_id: str) -> str:
-    with closing(sqlite3.connect(database)) as connection:
-        return str(connection.execute("SELECT status FROM jobs WHERE id = ?", (job_id,)).fetchone()[0])
+def _fill(url: str, db: Session) -> None:
+    """100 artists without videos, and the stub for an internet."""
+    values = {f"{service}_url": f"{url}/{service}" for service in SERVICES}
+    values |= {f"{service}_per_second": "0" for service in SERVICES}
+    values |= {f"{service}_api_key": "demo-key" for service in SERVICES}
+    db.add_all(settings(values))
+    db.add_all(artist(f"Artist {number}") for number in range(ARTISTS))
 
 
 # --- as a process of its own

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from .db import Database, DbDep
 from .files import off_loop, tail, tree_size, usage
 from .http import ApiError, json_response, query, query_int, read, success
 from .identity import Admin
+from .media import find_ffmpeg
 from .models import utcnow
 
 router = APIRouter(tags=["system"])
@@ -62,16 +64,16 @@ async def health_status(request: Request) -> Response:
         _redis_and_worker(request.app.state.redis),
         _database_answers(request),
         off_loop(_disk_has_room, library),
-        off_loop(_installed, "ffmpeg"),
-        off_loop(_installed, "yt-dlp"),
+        off_loop(find_ffmpeg, request.app.state.settings.ffmpeg),
+        off_loop(find_spec, "yt_dlp"),
     )
     components = {
         "database": _up(database),
         "disk": _up(disk),
         "redis": redis,
         "worker": worker,
-        "ffmpeg": ffmpeg,
-        "yt_dlp": yt_dlp,
+        "ffmpeg": _installed(ffmpeg),
+        "yt_dlp": _installed(yt_dlp),
     }
     healthy = "down" not in components.values()
     body = {"status": "healthy" if healthy else "unhealthy", "components": components, "timestamp": _now()}
@@ -103,7 +105,8 @@ async def _redis_and_worker(redis: Redis | None) -> tuple[str, str]:
         return "not configured", "not configured"
     try:
         async with asyncio.timeout(REDIS_S):
-            return "up", _up(await redis.scard(WORKERS_KEY) > 0)
+            known = await redis.smembers(WORKERS_KEY)  # of one that was killed the key stays here, and itself expires
+            return "up", _up(bool(known) and await redis.exists(*known) > 0)
     except (RedisError, OSError, TimeoutError):
         return "down", "down"
 
@@ -112,8 +115,8 @@ def _up(answer: bool) -> str:
     return "up" if answer else "down"
 
 
-def _installed(tool: str) -> str:
-    return "installed" if shutil.which(tool) else "missing"
+def _installed(tool: object) -> str:
+    return "installed" if tool else "missing"
 
 
 def _now() -> str:

@@ -41,6 +41,7 @@ from .models import (
 )
 
 EPOCH = datetime(2026, 1, 1, 12)
+MUCH_LATER = datetime(2100, 1, 1)  # a sign of life that nobody misses
 FILE_TIME = EPOCH.timestamp()
 
 # username, password, role. Known to everybody: for trying out and for tests only.
@@ -110,10 +111,13 @@ def small_library() -> dict:
     downloads = [
         download_row(1, 2, "completed", progress=100, bytes_done=5_000_000_000, bytes_total=5_000_000_000),
         download_row(2, 7, "failed", progress=40, error_code="http_403", error_message="The server said no"),
-        download_row(3, 8, "downloading", progress=55, active_video_id=8, speed=1_500_000, eta=90),
+        download_row(
+            3, 8, "downloading", progress=55, active_video_id=8, speed=1_500_000, eta=90, updated_at=MUCH_LATER
+        ),
         download_row(4, 8, "cancelled"),
     ]
-    return {Setting: settings_rows(), Artist: artists, Video: videos, Download: downloads}
+    settings = [row | {"value": "0"} if row["key"] == "max_concurrent_downloads" else row for row in settings_rows()]
+    return {Setting: settings, Artist: artists, Video: videos, Download: downloads}  # in which nothing moves by itself
 
 
 # Videos of the small library that differ from the pattern, by id. What has a size here has a file, see write_files.

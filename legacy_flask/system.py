@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from flask import Blueprint, current_app, jsonify, make_response
@@ -21,6 +22,7 @@ from .auth import role_required
 from .db import get_session, transaction
 from .files import tail
 from .http import ApiError, query_int, success
+from .media import find_ffmpeg
 from .models import utcnow
 
 bp = Blueprint("system", __name__)
@@ -55,8 +57,8 @@ def health_status():
         "disk": up(disk_has_room()),
         "redis": redis,
         "worker": worker,
-        "ffmpeg": installed("ffmpeg"),
-        "yt_dlp": installed("yt-dlp"),
+        "ffmpeg": installed(find_ffmpeg()),
+        "yt_dlp": installed(find_spec("yt_dlp")),
     }
     healthy = "down" not in components.values()
     body = {"status": "healthy" if healthy else "unhealthy", "components": components, "timestamp": now()}
@@ -85,7 +87,8 @@ def redis_and_worker() -> tuple[str, str]:
     limits = {"socket_connect_timeout": REDIS_S, "socket_timeout": REDIS_S, "retry": Retry(NoBackoff(), 0)}
     try:
         with Redis.from_url(url, **limits) as redis:
-            return "up", up(redis.scard(WORKERS_KEY) > 0)
+            known = redis.smembers(WORKERS_KEY)  # of one that was killed the key stays here, and itself expires
+            return "up", up(bool(known) and redis.exists(*known) > 0)
     except (RedisError, ValueError, OSError):
         return "down", "down"
 
@@ -94,8 +97,8 @@ def up(answer: bool) -> str:
     return "up" if answer else "down"
 
 
-def installed(tool: str) -> str:
-    return "installed" if shutil.which(tool) else "missing"
+def installed(tool: object) -> str:
+    return "installed" if tool else "missing"
 
 
 def now() -> str:

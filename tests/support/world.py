@@ -38,9 +38,10 @@ from .worker import LazyQueue
 
 ROOT = Path(__file__).parents[2]
 # Used long ago or now, a session slides: with the next request that comes a minute later, whichever that is.
-_FRESH_FOR_EVER = "UPDATE user_sessions SET last_activity_at = '2100-01-01 00:00:00.000000', expires_at = '2100-01-02 00:00:00.000000'"
-# Otherwise somebody would put back what seems to be downloaded by a process that is gone.
-_AT_WORK = "UPDATE downloads SET updated_at = '2100-01-01 00:00:00.000000' WHERE status = 'downloading'"
+_FRESH_FOR_EVER = (
+    "UPDATE user_sessions SET"
+    " last_activity_at = '2100-01-01 00:00:00.000000', expires_at = '2100-01-02 00:00:00.000000'"
+)
 ROLES = ("readonly", "user", "manager", "admin")  # and the names of those who have them
 ALONE = "Flask alone"
 LEGACY, FASTAPI = (backend.value for backend in Backend)  # behind the gateway
@@ -96,8 +97,7 @@ class World:
         seed(self._alone, "small", demo=True)
         self._schedulers = [app.extensions["scheduler"] for app in (self._alone, behind)]
         self._engines = [app.extensions["engine"] for app in (self._alone, behind)]
-        self._set({**self.upstream.settings, "max_concurrent_downloads": "0"})  # what is queued stays so
-        self.execute([_AT_WORK])
+        self._set(self.upstream.settings)
         self.cookies = {"anonymous": {}, **{user: self._sign_in(user) for user in ROLES}}
         self.execute([_FRESH_FOR_EVER])
         self.on_mariadb = self._engines[0].dialect.name != "sqlite"

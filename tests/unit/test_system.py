@@ -154,7 +154,8 @@ def test_a_redis_that_comes_back_is_seen_and_so_are_its_workers(name: str, tmp_p
             else:
                 redis.start() if redis.process is None or redis.process.poll() is not None else None
                 with redis.client() as client:
-                    client.sadd("rq:workers", "one") if workers else client.delete("rq:workers")
+                    client.sadd("rq:workers", "rq:worker:one")  # where one that was killed stays
+                    client.hset("rq:worker:one", "state", "idle") if workers else client.delete("rq:worker:one")
             answer = side("/api/health/status")
             seen.append((answer.status, answer.json["components"]["redis"], answer.json["components"]["worker"]))
         redis.stop()
