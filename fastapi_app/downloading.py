@@ -365,7 +365,8 @@ class Drain:
             return
         if last:
             await off_loop(_remove, self._folder(download.row.id))
-        await self._channel.publish(download.document("failed" if last else "pending", claiming.ERRORS[code]))
+        status, message = ("failed", claiming.ERRORS[code]) if last else ("pending", "")
+        await self._channel.publish(download.document(status, message))
 
     async def _leave(self, row: Any) -> None:
         """Its child is gone; the folder goes, too, unless somebody will go on with it."""

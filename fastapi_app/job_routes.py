@@ -16,7 +16,7 @@ from .db import Db, DbDep
 from .http import ApiError, json_body, json_response, page_args, paged, query, read, success, text
 from .identity import Manager, Member, Reader
 from .jobs import ACTIVE, cancel
-from .models import jobs
+from .models import downloads, jobs
 
 router = APIRouter(prefix="/api/jobs", tags=["jobs"])
 
@@ -25,6 +25,8 @@ _WHOLE = select(jobs).where(jobs.c.parent_id.is_(None))
 _NEWEST = jobs.c.created_at.desc(), jobs.c.id.desc()
 _ONE = select(jobs).where(jobs.c.id == bindparam("job_id"))
 _LOCKED = _ONE.with_for_update()
+_JOBS_BY_STATUS = select(jobs.c.status, func.count().label("number")).group_by(jobs.c.status)
+_DOWNLOADS_BY_STATUS = select(downloads.c.status, func.count().label("number")).group_by(downloads.c.status)
 _FILTERS = {"type": jobs.c.type, "status": jobs.c.status}
 
 
@@ -58,6 +60,16 @@ async def start_job(request: Request, db: DbDep, _: Manager) -> Response:
         kinds = ", ".join(map(str, _STARTED))
         raise ApiError(400, f"Invalid type. Must be one of: {kinds}", success=False)
     return success("The job has been started", 202, job_id=await _STARTED[kind](request, db))
+
+
+@read(router, "/queues", name="jobs.list_queues")
+async def list_queues(request: Request, db: DbDep, _: Reader) -> Response:
+    """How many rows there are by status, and what the workers of Redis are doing, if there are any."""
+    body = {
+        "jobs": {row.status: row.number for row in await db.rows(_JOBS_BY_STATUS)},
+        "downloads": {row.status: row.number for row in await db.rows(_DOWNLOADS_BY_STATUS)},
+    }
+    return json_response(body | await request.app.state.queue.seen())
 
 
 @read(router, "/{job_id}", name="jobs.get_job")

@@ -33,7 +33,7 @@ class Document(TypedDict):
     target: str | None  # "video:7"
     status: str
     percent: int
-    message: str  # of a download: what went wrong, else the title of its video
+    message: str  # of a download: its title, and in the end what went wrong
     eta: int | None
     speed: int | None
     bytes_done: int | None
@@ -58,7 +58,7 @@ def of_download(row: Any, title: str) -> Document:
         "target": f"video:{row.video_id}",
         "status": row.status,
         "percent": row.progress,
-        "message": row.error_message or title,
+        "message": row.error_message or title if row.status in ENDED else title,
         "eta": row.eta if moving else None,
         "speed": row.speed if moving else None,
         "bytes_done": row.bytes_done,

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from typing import Any, Protocol
 
 import rq
@@ -16,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 from rq.serializers import JSONSerializer
+from rq.worker import BaseWorker
 
 from .http import ApiError
 
@@ -86,6 +88,12 @@ class Queue:
         names = {kind.queue for kind in self._kinds.values()}
         return {job_id for name in names for job_id in self._open(name).get_job_ids()}
 
+    async def seen(self) -> dict[str, Any]:
+        """What is in Redis: `redis` (up, down, not configured), `queues` and `workers`, by name."""
+        if self._redis is None:
+            return {"redis": "not configured", "queues": [], "workers": []}
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _see, self._redis)
+
     def statistics(self) -> dict[str, float]:
         """Of this process."""
         return {"put_total": self._put, "failed_total": self._failed, "refused_total": self._refused}
@@ -112,6 +120,33 @@ class Queue:
 
     def _open(self, name: str) -> rq.Queue:
         return rq.Queue(name, connection=self._redis, serializer=JSONSerializer)
+
+
+def _see(redis: Redis) -> dict[str, Any]:
+    try:
+        queues = [{"name": queue.name, "waiting": queue.count} for queue in rq.Queue.all(redis)]
+        workers = [_worker_json(worker) for worker in rq.Worker.all(redis, serializer=JSONSerializer)]
+    except (RedisError, OSError):
+        return {"redis": "down", "queues": [], "workers": []}
+    return {
+        "redis": "up",
+        "queues": sorted(queues, key=itemgetter("name")),
+        "workers": sorted(workers, key=itemgetter("name")),
+    }
+
+
+def _worker_json(worker: BaseWorker) -> dict[str, Any]:
+    seen_at = worker.last_heartbeat
+    return {
+        "name": worker.name,
+        "host": worker.hostname,
+        "state": str(getattr(worker.get_state(), "value", worker.get_state())),
+        "queues": worker.queue_names(),
+        "job_id": worker.get_current_job_id(),
+        "completed": worker.successful_job_count,
+        "failed": worker.failed_job_count,
+        "seen_at": seen_at.replace(tzinfo=None).isoformat() if seen_at else None,
+    }
 
 
 def connect(url: str) -> Redis:

@@ -2,18 +2,24 @@
 
 import re
 
-from flask import Blueprint, jsonify, request
+import rq
+from flask import Blueprint, current_app, jsonify, request
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from rq.serializers import JSONSerializer
 from sqlalchemy import func, select, update
 
 from . import discovery, enrichment, indexing, jobs, playlists
 from .audit import audit
 from .auth import role_required
-from .db import get_session, transaction
+from .db import close_session, get_session, transaction
 from .http import ApiError, json_body, page_args, paged, success, text
-from .models import Job, utcnow
+from .models import Download, Job, utcnow
 
 bp = Blueprint("jobs", __name__, url_prefix="/api/jobs")
 
+REDIS_S = 0.5
 JOB_ID = re.compile(r"[\w -]{0,63}[\w-]", re.ASCII)  # a blank at the end is none to some databases
 STARTED = {
     "enrichment": enrichment.start_all,
@@ -46,6 +52,48 @@ def start_job():
     if kind not in STARTED:
         raise ApiError(400, f"Invalid type. Must be one of: {', '.join(STARTED)}", success=False)
     return success("The job has been started", 202, job_id=STARTED[kind]())
+
+
+@bp.get("/queues")
+@role_required("readonly")
+def list_queues():
+    """How many rows there are by status, and what the workers of Redis are doing, if there are any."""
+    db = get_session()
+    body = {"jobs": count_by_status(db, Job), "downloads": count_by_status(db, Download)}
+    close_session()  # Redis may take its time
+    return jsonify(body | in_redis(current_app.config["REDIS_URL"]))
+
+
+def count_by_status(db, model) -> dict:
+    return {status: count for status, count in db.execute(select(model.status, func.count()).group_by(model.status))}
+
+
+def in_redis(url: str) -> dict:
+    if not url:
+        return {"redis": "not configured", "queues": [], "workers": []}
+    limits = {"socket_connect_timeout": REDIS_S, "socket_timeout": REDIS_S, "retry": Retry(NoBackoff(), 0)}
+    try:
+        with Redis.from_url(url, **limits) as redis:
+            queues = [{"name": queue.name, "waiting": queue.count} for queue in rq.Queue.all(redis)]
+            workers = [worker_json(worker) for worker in rq.Worker.all(redis, serializer=JSONSerializer)]
+    except (RedisError, ValueError, OSError):
+        return {"redis": "down", "queues": [], "workers": []}
+    queues, workers = (sorted(rows, key=lambda row: row["name"]) for rows in (queues, workers))
+    return {"redis": "up", "queues": queues, "workers": workers}
+
+
+def worker_json(worker: rq.Worker) -> dict:
+    seen_at = worker.last_heartbeat
+    return {
+        "name": worker.name,
+        "host": worker.hostname,
+        "state": str(getattr(worker.get_state(), "value", worker.get_state())),
+        "queues": worker.queue_names(),
+        "job_id": worker.get_current_job_id(),
+        "completed": worker.successful_job_count,
+        "failed": worker.failed_job_count,
+        "seen_at": seen_at.replace(tzinfo=None).isoformat() if seen_at else None,
+    }
 
 
 @bp.get("/<job_id>")

@@ -6,6 +6,7 @@ const section = (id) => document.getElementById(id);
 
 onReady(async () => {
   loadHealth();
+  loadWorkers();
   if (can("user")) drawLibrary();
   if (can("admin")) {
     loadDisk();
@@ -40,6 +41,24 @@ async function health() {
     if (error.data?.components) return error.data;
     throw error;
   }
+}
+
+// --- workers ----------------------------------------------------------------------------------------------------
+
+/** Who works on what; without Redis, the rows alone say what waits. */
+function loadWorkers() {
+  const counts = (rows) => Object.entries(rows).map(([status, count]) => [badge(status), String(count)]);
+  return fill(section("workers"), () => api("GET", "/api/jobs/queues"), (seen) =>
+    card("Workers", action("Look again", loadWorkers, {picture: "refresh"}),
+      el("div", {class: "row"}, el("strong", {}, "Jobs"), counts(seen.jobs)),
+      el("div", {class: "row"}, el("strong", {}, "Downloads"), counts(seen.downloads)),
+      el("div", {class: "row"}, el("strong", {}, "Queues"),
+        seen.queues.length ? seen.queues.map(({name, waiting}) => mark("", `${name}: ${waiting} waiting`)) : el("span", {class: "muted"}, `Redis is ${seen.redis}`)),
+      seen.workers.length
+        ? el("ul", {class: "list"}, seen.workers.map((worker) => el("li", {class: "row between"},
+          el("span", {}, `${worker.host ?? ""} ${worker.name.slice(0, 8)}`, el("span", {class: "muted"}, ` ${worker.queues.join(", ")}`)),
+          el("span", {class: "row"}, badge(worker.state), el("span", {class: "muted"}, `${worker.completed} done, ${worker.failed} failed`)))))
+        : el("p", {class: "muted"}, "No worker has signed in. What Flask does, it does in threads of its own.")));
 }
 
 // --- jobs -------------------------------------------------------------------------------------------------------

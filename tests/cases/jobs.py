@@ -56,7 +56,16 @@ def cancelled(name: str, status: int, path: str = ITS_PATH, **more: Any) -> Case
     return write("jobs.cancel_job", name, f"POST {path}/cancel", status, "user", **more)
 
 
+IN_REDIS = ("$.redis", "$.queues", "$.workers")  # only the port has one here; see tests/unit/test_system.py
 CASES = [
+    read("jobs.list_queues", "counted", "/api/jobs/queues", sql=SEVERAL, mask=IN_REDIS),
+    read(
+        "jobs.list_queues",
+        "nothing",
+        "/api/jobs/queues",
+        sql=("DELETE FROM jobs", "DELETE FROM downloads"),
+        mask=IN_REDIS,
+    ),
     read("jobs.list_jobs", "none", JOBS, sql=("DELETE FROM jobs",)),
     listed("newest-first"),
     listed("one-type", "type=index"),

@@ -96,6 +96,7 @@ REQUIRED = {
     "downloads.upload_cookies": "manager",
     "downloads.ytdlp_status": "readonly",
     "jobs.list_jobs": "readonly",
+    "jobs.list_queues": "readonly",
     "jobs.get_job": "readonly",
     "jobs.start_job": "manager",
     "jobs.cancel_job": "user",

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import pytest
+import rq
+from redis import Redis
+from rq.serializers import JSONSerializer
 
 import fastapi_app
 import legacy_flask
@@ -161,6 +164,29 @@ def test_a_redis_that_comes_back_is_seen_and_so_are_its_workers(name: str, tmp_p
         redis.stop()
     down, idle, well = (503, "down", "down"), (503, "up", "down"), (200, "up", "up")
     assert [down, idle, well, down, well] == seen
+
+
+def test_queues_and_workers_are_seen_alike(tmp_path: Path) -> None:
+    redis = RedisServer(tmp_path)
+    redis.start()
+    for name in SIDES:
+        (tmp_path / name).mkdir()
+    with (
+        running("legacy", tmp_path / "legacy", REDIS_URL=redis.url) as legacy,
+        running("port", tmp_path / "port", REDIS_URL=redis.url) as port,
+    ):
+        with Redis(port=redis.port) as connection:
+            rq.Queue("media", connection=connection, serializer=JSONSerializer).enqueue_call("os.getpid")
+            rq.Worker(["downloads", "media"], connection=connection, name="one").register_birth()
+        well = [side("/api/jobs/queues")[:2] for side in (legacy, port)]
+        redis.stop()
+        away = [side("/api/jobs/queues")[:2] for side in (legacy, port)]
+    assert well[0] == well[1]
+    assert away == [(200, well[0][1] | {"redis": "down", "queues": [], "workers": []})] * 2
+    seen = well[0][1]
+    assert ("up", [{"name": "media", "waiting": 1}]) == (seen["redis"], seen["queues"])
+    assert [("one", ["downloads", "media"])] == [(each["name"], each["queues"]) for each in seen["workers"]]
+    assert {"failed": 1, "completed": 1, "cancelled": 1, "downloading": 1} == seen["downloads"]
 
 
 def test_the_port_has_one_connection_to_redis_for_all_requests(tmp_path: Path) -> None:
