@@ -98,7 +98,7 @@ def video(texts: dict, number: int, artist: dict, imvdb_id: str, status: str) ->
         quality=("720p", "1080p", "2160p")[number % 3],
         youtube_id=clip.youtube_id,
         imvdb_id=imvdb_id,
-        url=youtube.watch_url(clip.youtube_id),
+        url=f"{texts['youtube_url'].removesuffix('/youtube')}/files/{clip.youtube_id}.mp4",  # can be downloaded
         description=clip.description,
         directors=found.directors,
         **picture(clip.thumbnail_url, f"thumbnails/videos/{number}"),

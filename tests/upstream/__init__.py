@@ -2,8 +2,9 @@
 
     python -m tests.upstream --port 8099        uvicorn tests.upstream:app
 
-Base URLs are `/youtube`, `/imvdb`, `/spotify`, `/spotify-token`, `/lastfm`, `/wikipedia`, `/images` and `/hooks`. Keys:
-`demo-key` (YouTube, IMVDb, Last.fm), `demo-id` and `demo-secret` (Spotify). Addresses in answers lead back here.
+Base URLs are `/youtube`, `/imvdb`, `/spotify`, `/spotify-token`, `/lastfm`, `/wikipedia`, `/images`, `/files` and
+`/hooks`. Keys: `demo-key` (YouTube, IMVDb, Last.fm), `demo-id` and `demo-secret` (Spotify). Addresses in answers lead
+back here.
 
 **Queries.** Any name is an artist with ten songs; "Daft Punk", "daft punk official video" and "Daft Punk - Static" mean
 the same one. A title that the artist has narrows a search to it. `nothing…` is found nowhere. `Silent Nobody` has no
@@ -28,6 +29,7 @@ videos, no picture and no biography. Artists in `catalogue.ARTISTS` are spelled 
 | | `none….jpg` | 404 |
 | | `not-a-picture`, `empty`, `broken`, `bomb` (.jpg) | HTML, nothing, half a JPEG, 400 million pixels |
 | | `huge.jpg` | a picture with 12 MB behind it |
+| files | `NAME.mp4`; `none….mp4` | ten seconds of a test card; 404 |
 | | `redirect`, `redirect-loop`, `redirect-private`, `redirect-metadata`, `redirect-file` (.jpg) | 302 |
 | hooks | any name; `status-503` | 200 to any method; that status |
 
@@ -52,7 +54,7 @@ videos, no picture and no biography. Artists in `catalogue.ARTISTS` are spelled 
 forgets them.
 """
 
-from . import hooks, images, imvdb, lastfm, spotify, wikipedia, youtube
+from . import files, hooks, images, imvdb, lastfm, spotify, wikipedia, youtube
 from .control import Control, Service
 from .http import KEY, SPOTIFY_ID, SPOTIFY_SECRET
 
@@ -69,6 +71,7 @@ def create_app() -> Control:
         "lastfm": Service(lastfm.app, lastfm.error),
         "wikipedia": Service(wikipedia.app, wikipedia.error),
         "images": Service(images.app, images.error),
+        "files": Service(files.app, files.error),
         "hooks": Service(hooks.app, hooks.error),
     }
     return Control(services)
