@@ -298,7 +298,7 @@ class Drain:
                 if line["event"] == "progress":
                     download.move(line)
                 elif line["event"] == "done":
-                    return _made(folder, line["path"])
+                    return await off_loop(_made, folder, line["path"])
                 elif line["event"] == "error":
                     log.warning("download %d: %s: %s", row.id, line["code"], line["detail"])
                     raise Failed(line["code"] if line["code"] in claiming.ERRORS else "unexpected")

@@ -56,7 +56,7 @@ class Fetchers:
                 os.close(order_read)
                 os.close(told_write)
             with suppress(BrokenPipeError):  # then nothing will be told
-                os.write(order_write, json.dumps(dict(order)).encode() + b"\n")
+                os.write(order_write, json.dumps(dict(order)).encode() + b"\n")  # blocks: no, a pipe takes 64 KB
             rest = b""
             while chunk := await _read(told_read):
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -106,7 +106,7 @@ async def _read(pipe: int) -> bytes:
         await readable.wait()
     finally:
         loop.remove_reader(pipe)
-    return os.read(pipe, CHUNK)
+    return os.read(pipe, CHUNK)  # blocks: no, it is readable
 
 
 shared = Fetchers()  # of this process and those that it forks

@@ -75,7 +75,7 @@ def request_of(app: FastAPI, user: Any = None, job_id: str = "") -> Request:
 
 async def _in_application(work: Any) -> None:
     """Do it, and end it when the worker is gone or says so by SIGTERM."""
-    app = application or create_app()
+    app = application or create_app()  # blocks: nobody waits in this process
     log_file = LogFile(app.state.settings.log_file)
     await off_loop(log_file.open)
     task = asyncio.create_task(work(app))

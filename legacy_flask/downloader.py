@@ -1,10 +1,13 @@
 """The threads of this process that download: one that claims rows, and one for each row that it has."""
 
+import atexit
 import os
 import time
 from threading import Event, Lock, Thread
+from weakref import WeakSet
 
 from flask import Flask
+from sqlalchemy.exc import SQLAlchemyError
 
 from . import downloading
 from .db import close_session
@@ -13,6 +16,7 @@ from .downloading import Task
 LOOK_EVERY_S = 2.0  # when all places are taken, or only rows of others are left
 LOOK_AGAIN_S = 10.0  # between two requests that make an idle process look: the other application wakes nobody here
 TROUBLE_S = 5.0  # before the next look, when the database could not be asked
+STOP_S = 10.0  # for the threads to see that they are to end
 
 
 class Downloader:
@@ -21,7 +25,8 @@ class Downloader:
     def __init__(self, app: Flask) -> None:
         self.app = app
         self.lock, self.more = Lock(), Event()
-        self.thread = None
+        self.thread, self.stopping = None, False
+        self.tasks: dict[Task, Thread] = {}
         self.pid, self.looked_at = 0, float("-inf")
 
     def begin(self) -> None:
@@ -35,15 +40,33 @@ class Downloader:
             return
         with self.lock:
             if self.pid != os.getpid():  # threads do not survive a fork
-                self.pid, self.thread = os.getpid(), None
+                self.pid, self.thread, self.tasks = os.getpid(), None, {}
             self.looked_at = time.monotonic()
             self.more.set()
             if self.thread is None:
                 self.thread = Thread(target=self.run, name="downloads", daemon=True)
                 self.thread.start()
 
+    def stop(self) -> None:
+        """Put back what is being downloaded, for others to continue, and wait until no thread is left."""
+        if self.pid != os.getpid():
+            return
+        self.stopping = True
+        self.more.set()
+        threads = [thread for thread in (self.thread, *self.tasks.values()) if thread]
+        with self.app.app_context():
+            for task in list(self.tasks):
+                try:
+                    downloading.release(task)
+                except (downloading.Lost, SQLAlchemyError):
+                    continue
+        deadline = time.monotonic() + STOP_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self.thread, self.stopping = None, False
+
     def run(self) -> None:
-        while True:
+        while not self.stopping:
             self.more.clear()
             pause_s = self.look()
             if pause_s:
@@ -63,8 +86,9 @@ class Downloader:
             try:
                 downloading.take_back()
                 downloading.tidy()
-                while downloading.is_room() and (task := downloading.claim()):
-                    Thread(target=self.work, args=(task,), name=f"download-{task.id}", daemon=True).start()
+                while not self.stopping and downloading.is_room() and (task := downloading.claim()):
+                    self.tasks[task] = Thread(target=self.work, args=(task,), name=f"download-{task.id}", daemon=True)
+                    self.tasks[task].start()
                 return LOOK_EVERY_S if downloading.is_more() else 0.0
             except Exception:
                 self.app.logger.exception("downloads")
@@ -75,10 +99,22 @@ class Downloader:
     def work(self, task: Task) -> None:
         with self.app.app_context():
             downloading.run(task)
-        self.wake()  # its place is free
+        self.tasks.pop(task, None)
+        if not self.stopping:
+            self.wake()  # its place is free
+
+
+downloaders: WeakSet[Downloader] = WeakSet()
+
+
+@atexit.register
+def stop_all() -> None:
+    for downloader in list(downloaders):
+        downloader.stop()
 
 
 def init_app(app: Flask) -> None:
     downloader = app.extensions["downloader"] = Downloader(app)
+    downloaders.add(downloader)
     if not app.config["SHADOW"]:
         app.before_request(downloader.begin)

@@ -197,6 +197,11 @@ def write(task: Task, **values) -> None:
             raise Lost
 
 
+def release(task: Task) -> None:
+    """Put it back as it is. Raises Lost."""
+    write(task, status="pending", speed=None, eta=None)
+
+
 def own(db, task: Task, *conditions) -> Download:
     """The row, locked after its video. Raises Lost."""
     db.get(Video, task.video_id, with_for_update=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from legacy_flask.downloader import stop_all
 from tests.support.databases import mariadb
 from tests.support.media_server import MediaServer, media_server
 from tests.support.upstreams import Upstream
@@ -12,6 +13,17 @@ from tests.support.upstreams import upstream as serve_upstream
 
 settings.register_profile("reproducible", derandomize=True)  # the same examples everywhere: a failure can be repeated
 settings.load_profile("reproducible")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-modes", action="store_true", help="every browser test with every split of the routes")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_downloaded_for_ever() -> Iterator[None]:
+    """The threads of a Flask application would go on after its test."""
+    yield
+    stop_all()
 
 
 @pytest.fixture(scope="session")

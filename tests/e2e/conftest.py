@@ -1,5 +1,6 @@
 """What the tests in a browser share."""
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,21 @@ from playwright.sync_api import Browser, Page
 from tests.support.chromium import MODES, Site, Watch, chromium, seeded, visit
 from tests.support.chromium import site as serve_site
 from tests.support.upstreams import Upstream
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Browser tests of one module and mode share their site. Each runs in one of the modes unless all are wanted."""
+    left = []
+    for item in list(items):
+        mode = getattr(item, "callspec", None) and item.callspec.params.get("site")  # type: ignore[attr-defined]
+        if mode is None:
+            continue
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {mode}"))
+        name = item.nodeid.replace(mode, "")
+        if not config.getoption("--all-modes") and MODES[zlib.crc32(name.encode()) % len(MODES)] != mode:
+            items.remove(item)
+            left.append(item)
+    config.hook.pytest_deselected(items=left)
 
 
 @pytest.fixture(scope="session")

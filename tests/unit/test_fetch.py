@@ -14,10 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from yt_dlp.utils import DownloadError
+import requests.adapters
 
 from tests.support.media_server import MediaServer, video
 from tests.support.processes import free_port, session_members, wait_until
+
+_select_proxy = requests.adapters.select_proxy
+from yt_dlp.utils import DownloadError  # noqa: E402
+
+requests.adapters.select_proxy = _select_proxy  # which yt-dlp replaces for everybody in its process
 
 ROOT = Path(__file__).parents[2]
 MODULES = ["legacy_flask.fetch", "fastapi_app.fetch"]
