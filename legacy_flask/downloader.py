@@ -1,8 +1,8 @@
 """The threads of this process that download: one that claims rows, and one for each row that it has."""
 
-import atexit
 import os
 import time
+from multiprocessing.util import Finalize
 from threading import Event, Lock, Thread
 from weakref import WeakSet
 
@@ -107,10 +107,12 @@ class Downloader:
 downloaders: WeakSet[Downloader] = WeakSet()
 
 
-@atexit.register
 def stop_all() -> None:
     for downloader in list(downloaders):
         downloader.stop()
+
+
+Finalize(None, stop_all, exitpriority=1)  # at exit, unlike atexit also of a process that multiprocessing has made
 
 
 def init_app(app: Flask) -> None:

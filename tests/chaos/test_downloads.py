@@ -315,6 +315,7 @@ def test_what_one_side_downloads_the_other_pauses_resumes_cancels_and_retries(
     seed = [sys.executable, "-m", "legacy_flask.seed", "--size", "small", "--demo"]
     subprocess.run(seed, check=True, env={**os.environ, **home.env, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
     home.execute(update(downloads).values(status="cancelled", active_video_id=None))
+    home.setting("max_concurrent_downloads", "3")
     paused, cancelled, failed = home.queue(site.url + SLOW, site.url + SLOW + "&other", f"{site.url}/missing")
     who = member(home)
     with runners(home):
