@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,6 @@ def running(name: str, home: Path, fill: Fill, *, worker: Sequence[str] = (), th
         "LIBRARY_PATH": str(home / "library"),
         "ALLOWED_NETWORKS": "127.0.0.1/32",
         "BCRYPT_ROUNDS": "4",
-        "BENCH_MARK": mark,
         "PYTHONPATH": str(ROOT),
         "REDIS_URL": "",
     }
@@ -96,8 +95,11 @@ def running(name: str, home: Path, fill: Fill, *, worker: Sequence[str] = (), th
         stack.enter_context(patch.dict(os.environ, env))
         _fill(fill)
         if name == PORT and worker:
-            stack.enter_context(child(list(worker), home / "worker.log", cwd=home))
-        ports = stack.enter_context(serving([contestant(name, home, threads)]))
+            marked = {**os.environ, "BENCH_MARK": mark}
+            stack.enter_context(child(list(worker), home / "worker.log", cwd=home, env=marked))
+        server = contestant(name, home, threads)
+        server = replace(server, env={**(server.env or {}), "BENCH_MARK": mark})
+        ports = stack.enter_context(serving([server]))
         yield Running(ports[name], sign_in(ports[name]), database, mark)
 
 

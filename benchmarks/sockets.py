@@ -74,10 +74,7 @@ def listeners(application: Running, count: int) -> Iterator["subprocess.Popen[st
     """All of them have their snapshot when the block begins. They say how much they were told when they are ended."""
     command = ["taskset", "-c", LOAD_CORE, *PYTHON, "benchmarks.sockets"]
     command += [str(application.port), application.cookie, str(count)]
-    env = {
-        name: value for name, value in os.environ.items() if name != "BENCH_MARK"
-    }  # their memory is not the server's
-    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             if process.stdout is None or not process.stdout.readline():
                 sys.exit("the listeners could not begin")
