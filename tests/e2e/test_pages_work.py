@@ -260,9 +260,8 @@ def test_titles_are_text_whatever_they_say(user: Visitor, media: MediaServer) ->
     user.page.on("dialog", lambda dialog: dialogs.append(dialog))  # noqa: PLW0108  # Playwright needs a function
     download = user.queue(f"{media.url}/direct.mp4")
     title = '<img src=x onerror="alert(1)"> \u202e\u0627\u0633\u0645'
-    video = next(
-        row for row in user.ask("GET", "/api/videos/")["videos"] if row["title"] == f"Film {next(numbers) - 1}"
-    )
+    name = f"Film {next(numbers) - 1}"
+    video = next(row for row in user.ask("GET", "/api/videos/")["videos"] if row["title"] == name)
     user.ask("PUT", f"/api/videos/{video['id']}", {"title": title})
 
     page = user.open("downloads")
