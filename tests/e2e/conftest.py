@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
-from tests.support.chromium import MODES, Site, Watch, chromium, seeded, visit
+from tests.support.chromium import MODES, WAIT_MS, Site, Watch, chromium, seeded, visit
 from tests.support.chromium import site as serve_site
 from tests.support.upstreams import Upstream
+
+expect.set_options(timeout=WAIT_MS)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -19,7 +19,7 @@ from playwright.sync_api import Dialog, Locator, Page, Route, WebSocketRoute, ex
 
 from legacy_flask.events import TYPES
 from tests.cases import PASSWORDS
-from tests.support.chromium import PHONE, WAIT_MS, Site, Watch, fits
+from tests.support.chromium import PHONE, Site, Watch, fits
 from tests.support.media_server import MediaServer, media_server
 from tests.support.processes import wait_until
 from tests.support.ui_calls import unknown
@@ -40,7 +40,6 @@ DANGEROUS = (
     "Look now",
     "Follow",
 )
-expect.set_options(timeout=WAIT_MS)
 numbers = count(1)
 
 

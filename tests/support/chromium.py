@@ -21,7 +21,7 @@ from tests.support.serving import ROOT, Server, environment, gateway, serving
 MODES = ("legacy", "fastapi", "split")  # every route; every ported one; each of them for half of the users
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 800}
-WAIT_MS = 15_000  # for anything on a page: this machine may be busy
+WAIT_MS = 30_000  # for anything on a page: this machine may be busy
 LEGACY, FASTAPI = "legacy_flask:create_app", "fastapi_app:create_app"
 
 
