@@ -41,6 +41,7 @@ DOWNLOADS = "downloads"
 GRACE_S = 10.0
 TIDY_S = 5.0  # for a job to end when its grace is over
 RESTART_S = 1.0
+PATIENCE_S = 10.0  # with a database, at the start
 SEEN_S = 30  # a worker that is not seen for so long, and a minute, is gone for rq
 HEARTBEAT_S = 10
 
@@ -87,12 +88,20 @@ def shares(workers: int, queues: Sequence[str] | None = None) -> list[Sequence[s
 
 
 async def _prepare(config: Settings) -> None:
+    """Look whether the database is as it should be, again when it is just being started or changed."""
+    database, until = Database(config.database_url), time.monotonic() + PATIENCE_S
     try:
-        database = Database(config.database_url)
-        await database.prepare()
-    except DatabaseUnavailable as error:
-        raise StartupError(str(error)) from None
-    await database.dispose()
+        while True:
+            try:
+                await database.prepare()
+            except DatabaseUnavailable as error:
+                if time.monotonic() > until:
+                    raise StartupError(str(error)) from None
+                await asyncio.sleep(0.5)
+            else:
+                return
+    finally:
+        await database.dispose()
 
 
 class Pool:
