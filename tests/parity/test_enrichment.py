@@ -35,7 +35,7 @@ def enriched(side: Side) -> dict[str, Any]:
     return dict(result)
 
 
-@pytest.mark.parametrize("trouble", [{}, {"lastfm": {"status": 500}}, {"imvdb": {"status": 500}}], ids=str)
+@pytest.mark.parametrize("trouble", [{}, {"lastfm": {"malformed": True}}, {"imvdb": {"status": 500}}], ids=str)
 def test_both_sides_find_the_same_and_go_on_after_those_who_fail(
     upstream: Upstream, tmp_path: Path, trouble: dict[str, Any]
 ) -> None:
