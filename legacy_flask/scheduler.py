@@ -3,6 +3,7 @@
 import os
 from contextlib import suppress
 from threading import Event, Thread
+from weakref import WeakSet
 
 from flask import Flask, jsonify
 from sqlalchemy import func, select
@@ -17,6 +18,7 @@ from .schedule import WINDOW, planned_id, read_schedule
 from .settings import bp
 
 LOOK_EVERY_S = 20.0
+STOP_S = 5.0  # for a look that is under way
 
 
 @bp.get("/scheduler/status")
@@ -53,19 +55,25 @@ class Scheduler:
     """The thread of this process that begins what is planned."""
 
     def __init__(self, app: Flask) -> None:
-        self.app, self.pid, self.stopped = app, 0, Event()
+        self.app, self.pid, self.thread, self.stopped = app, 0, None, Event()
 
     def begin(self) -> None:
         """With the first request of a process."""
         if self.pid != os.getpid():
             self.pid = os.getpid()
-            Thread(target=self.run, name="scheduler", daemon=True).start()
+            self.stopped = Event()
+            self.thread = Thread(target=self.run, args=(self.stopped,), name="scheduler", daemon=True)
+            self.thread.start()
 
     def stop(self) -> None:
-        self.stopped.set()
+        """Until the next request."""
+        if self.pid == os.getpid():
+            self.stopped.set()
+            self.thread.join(STOP_S)
+            self.pid = 0
 
-    def run(self) -> None:
-        while not self.stopped.wait(LOOK_EVERY_S):
+    def run(self, stopped: Event) -> None:
+        while not stopped.wait(LOOK_EVERY_S):
             with self.app.test_request_context():
                 try:
                     plan()
@@ -73,8 +81,12 @@ class Scheduler:
                     self.app.logger.exception("scheduler")
 
 
+schedulers: WeakSet[Scheduler] = WeakSet()
+
+
 def init_app(app: Flask) -> None:
     scheduler = app.extensions["scheduler"] = Scheduler(app)
+    schedulers.add(scheduler)
     if not app.config["SHADOW"]:
         app.before_request(scheduler.begin)
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 
 from legacy_flask.downloader import stop_all
+from legacy_flask.scheduler import schedulers
 from tests.support.databases import mariadb
 from tests.support.media_server import MediaServer, media_server
 from tests.support.upstreams import Upstream
@@ -20,10 +21,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_downloaded_for_ever() -> Iterator[None]:
-    """The threads of a Flask application would go on after its test."""
+def _threads_of_flask_end_with_their_test() -> Iterator[None]:
+    """They download, and look what is planned, as long as the process lives."""
     yield
     stop_all()
+    for scheduler in list(schedulers):
+        scheduler.stop()
 
 
 @pytest.fixture(scope="session")
