@@ -94,7 +94,7 @@ def download(name: str, count: int) -> dict[str, float]:
             before_ms, before_mb = idle(application).p95_ms, application.memory_mb()
             with probing(application) as meanwhile:
                 began = time.perf_counter()
-                status, answer = application.post("/api/videos/bulk/download", {"ids": list(range(1, count + 1))})
+                status, answer = application.post("/api/videos/bulk/download", {"video_ids": list(range(1, count + 1))})
                 if status != 200:
                     sys.exit(f"bulk download: {status} {answer}")
                 peak_mb = 0.0

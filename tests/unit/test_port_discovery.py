@@ -17,15 +17,19 @@ from fastapi import FastAPI
 from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import insert, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.engine import Row
 
 import legacy_flask
 from fastapi_app import create_app
+from fastapi_app.db import Db
 from fastapi_app.http import ApiError
+from fastapi_app.kinds import KINDS
+from fastapi_app.models import jobs
 from fastapi_app.settings import DEFAULTS
 from fastapi_app.upstreams import imvdb, lastfm, wikipedia, youtube
 from fastapi_app.upstreams.client import UpstreamClient
+from fastapi_app.working import request_of
 from legacy_flask.http import ApiError as LegacyError
 from legacy_flask.models import Artist, Setting, Video
 from legacy_flask.seed import DEMO_USERS, seed
@@ -35,6 +39,7 @@ from legacy_flask.upstreams import wikipedia as legacy_wikipedia
 from legacy_flask.upstreams import youtube as legacy_youtube
 from tests.support.asgi import Answer, Lifespan, ask
 from tests.support.databases import create_database
+from tests.support.redis_server import RedisServer
 from tests.support.upstreams import Upstream
 from tests.upstream.catalogue import songs
 
@@ -206,7 +211,11 @@ async def library(
     env |= {"SECRET_KEY": "s" * 32, "BCRYPT_ROUNDS": "4", "ALLOWED_NETWORKS": "127.0.0.1/32"}
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    legacy, port = legacy_flask.create_app(), create_app()
+    redis = RedisServer(tmp_path)
+    redis.start()
+    legacy = legacy_flask.create_app()
+    monkeypatch.setenv("REDIS_URL", redis.url)
+    port = create_app()
     seed(legacy, "small", demo=True)
     name, password, _ = DEMO_USERS[0]
     signed_in = legacy.test_client().post("/auth/login", json={"username": name, "password": password})
@@ -219,6 +228,7 @@ async def library(
     async with Lifespan(port):
         yield library
     legacy.extensions["engine"].dispose()
+    redis.stop()
 
 
 def same_artists(library: Library) -> list[int]:
@@ -289,9 +299,19 @@ async def test_concurrent_imports_of_an_artist_of_imvdb_make_one(library: Librar
 async def test_all_artists_are_looked_up_at_the_same_time(library: Library, upstream: Upstream) -> None:
     upstream.dial({"youtube": {"latency_s": 2}})
     assert 202 == (await library.ask("/api/discovery/all")).status
+    working = asyncio.create_task(work_of(library.port, "discovery"))  # as a worker does it
     async with asyncio.timeout(20):
         while library.port.state.upstream.statistics()["in_flight"] < 15:  # every monitored one
             await asyncio.sleep(0.005)
+    working.cancel()
+
+
+async def work_of(app: FastAPI, kind: str) -> None:
+    async def silent(_percent: int, _message: str = "") -> None:
+        """Nobody is told."""
+
+    (row,) = await Db(app.state.database).rows(select(jobs).where(jobs.c.type == kind))
+    await KINDS[kind].work(request_of(app), row.arguments or {}, silent)
 
 
 # Nothing is held
