@@ -51,6 +51,7 @@ class Side:
         self.name, self.home = name, home
         self._legacy = legacy_flask.create_app()
         cleanup.callback(self._legacy.extensions["engine"].dispose)
+        cleanup.callback(close_log, self._legacy.logger)  # all applications of a process share it
         seed(self._legacy, "small", demo=True)
         self._client = self._legacy.test_client()
         credentials = {"username": "admin", "password": PASSWORDS["admin"]}
@@ -92,6 +93,12 @@ class Side:
         path = self.home / "data/app.log"
         wait_until(lambda: path.exists() and path.read_text().endswith("\n"), "a line in the log", 5)
         return path.read_text().split("\n")[:-1]
+
+
+def close_log(logger: logging.Logger) -> None:
+    for handler in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 @contextmanager
