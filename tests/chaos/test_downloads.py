@@ -11,15 +11,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import pytest
 from flask import Flask
 from sqlalchemy import Connection, Engine, insert, select, update
 from sqlalchemy.exc import OperationalError
-from typing_extensions import override
 
 import fastapi_app
 import legacy_flask
@@ -259,19 +259,16 @@ def test_of_200_that_wait_none_is_lost_and_the_limit_is_kept(home: Home, site: M
 # --- the other side
 
 
-class Member:
-    """Somebody who is signed in on one side."""
+class Member(Protocol):
+    """Somebody who signs in on one side; the status of the answer."""
 
-    def __init__(self, home: Home) -> None:
-        self.home = home
-
-    def ask(self, download_id: int, action: str) -> int:
-        """The status of the answer."""
-        raise NotImplementedError
+    def ask(self, download_id: int, action: str) -> int: ...
 
 
-class FlaskMember(Member):
-    @override
+@dataclass
+class FlaskMember:
+    home: Home
+
     def ask(self, download_id: int, action: str) -> int:
         client = self.home.flask.test_client()
         assert 200 == client.post("/auth/login", json=ADMIN).status_code
@@ -279,8 +276,10 @@ class FlaskMember(Member):
         return int(client.post(f"/api/downloads/{download_id}/{action}", json={}, headers=origin).status_code)
 
 
-class PortMember(Member):
-    @override
+@dataclass
+class PortMember:
+    home: Home
+
     def ask(self, download_id: int, action: str) -> int:
         return asyncio.run(self._ask(f"/api/downloads/{download_id}/{action}"))
 
@@ -309,7 +308,7 @@ def port_workers(home: Home) -> Iterator[None]:
     ("runners", "member"), [(flask_threads, PortMember), (port_workers, FlaskMember)], ids=["by port", "by flask"]
 )
 def test_what_one_side_downloads_the_other_pauses_resumes_cancels_and_retries(
-    home: Home, site: MediaServer, runners: Any, member: type[Member]
+    home: Home, site: MediaServer, runners: Any, member: Callable[[Home], Member]
 ) -> None:
     site.reset()
     seed = [sys.executable, "-m", "legacy_flask.seed", "--size", "small", "--demo"]

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, Response, sync_playwright
 
 from tests.cases import PASSWORDS
@@ -83,8 +82,7 @@ def ported(server: Server) -> list[str]:
 def chromium() -> Iterator[Browser]:
     """Open for one module at most: Playwright leaves an event loop behind in its thread while it runs."""
     path = os.environ.get("CHROMIUM") or shutil.which("chromium-headless-shell") or shutil.which("chromium")
-    if path is None:
-        pytest.skip("there is no Chromium: apt-get install chromium-headless-shell")
+    assert path, "there is no Chromium: ./dev test installs chromium-headless-shell"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield browser
