@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import pytest
 from flask import Flask
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import OperationalError
 
 import fastapi_app
@@ -90,6 +90,7 @@ class Home:
             return connection.execute(statement)
 
     def setting(self, key: str, value: str) -> None:
+        self.execute(delete(settings).where(settings.c.key == key))
         self.execute(insert(settings).values(key=key, value=value, description="", is_secret=False))
 
     def queue(self, *urls: str, **fields: Any) -> list[int]:

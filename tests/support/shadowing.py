@@ -77,6 +77,7 @@ class Stage:
             "LIBRARY_PATH": str(home / "library"),
             "BCRYPT_ROUNDS": "4",
             "REDIS_URL": "",
+            "GATEWAY_SHADOW": "1",  # no thread of either begins anything meanwhile
         }
         rows._catalogs.clear()
         with patch.dict(os.environ, env):

@@ -385,8 +385,7 @@ def test_what_was_edited_on_both_sides_of_a_cut_is_decided_by_redis(
         assert 75 == y.weight
         x.store.set_weight("a", 30, by="ann@x")
         wire.cut = False
-        soon(lambda: y.weight == 30, 5)
-        assert refused in y.store.refused
+        soon(lambda: y.weight == 30 and refused in y.store.refused, 5)
         assert OTHER == Audit(y.state).text_of(refused)
 
 

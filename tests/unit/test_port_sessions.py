@@ -112,11 +112,11 @@ def test_another_key_opens_nothing() -> None:
 
 
 def test_a_cookie_lives_24_hours() -> None:
-    cookie = SessionCookie(SECRET, secure=False)
+    cookie, made = SessionCookie(SECRET, secure=False), flask_cookie({"user_id": 1})
     for hours, expected in ((23.5, {"user_id": 1, "_permanent": True}), (24.5, {})):
         later = datetime.now(UTC).timestamp() + hours * 3600
         with patch("itsdangerous.timed.time.time", return_value=later):
-            assert expected == cookie.read(FORGED).values
+            assert expected == cookie.read(made).values
 
 
 def port_headers(path: str, sent: str, secure: bool) -> list[tuple[str, str]]:
