@@ -1,5 +1,6 @@
 """Jobs of the Flask application: threads, and rows that say what became of them."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -146,6 +147,22 @@ def test_progress_is_written_twice_a_second_at_most_and_at_the_end(app: Flask) -
     assert row.result
     assert 2 <= len(written) <= row.result["at_most"] + 1
     assert row.message.startswith("number ")
+
+
+def test_work_that_reports_nothing_for_long_gives_signs_of_life(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "BEAT_EVERY_S", 0.05)
+    go = Event()
+
+    job_id = start(app, lambda _: {"went": go.wait(20)})
+    try:
+        wait_until(lambda: row_of(app, job_id).status == "running", "its begin")
+        begun = row_of(app, job_id).updated_at
+        wait_until(lambda: row_of(app, job_id).updated_at > begun, "a sign of life")
+    finally:
+        go.set()
+
+    assert ended(app, job_id).status == "completed"
+    assert not [thread for thread in threading.enumerate() if thread.name == f"beat-{job_id}"]
 
 
 def test_progress_stays_within_its_limits(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
