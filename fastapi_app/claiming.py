@@ -104,7 +104,8 @@ async def claim(request: Request, db: Db, runner: str) -> Any | None:
 
 async def _claim(request: Request, db: Db, runner: str) -> Any | None:
     async with db.transaction() as connection:
-        if (await connection.execute(_RUNNING)).scalar_one() >= await _most(connection):
+        most = await _most(connection)  # first: what was counted before the lock is not what is running now
+        if (await connection.execute(_RUNNING)).scalar_one() >= most:
             return None
         due = (await connection.execute(_DUE, {"now": utcnow()})).first()
         if due is None:

@@ -13,11 +13,12 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import func, insert, select, update
 
-from fastapi_app import claiming, create_app, downloading
+from fastapi_app import claiming, create_app, downloading, working
 from fastapi_app.db import Db
 from fastapi_app.fetchers import Fetchers, shared
 from fastapi_app.models import artists, downloads, settings, utcnow, videos, webhook_deliveries, webhooks
 from tests.support.asgi import Lifespan
+from tests.support.databases import create_database
 from tests.support.media_server import MediaServer, media_server, video
 from tests.support.processes import free_port
 from tests.support.upstreams import upstream
@@ -40,10 +41,15 @@ def nursery() -> Iterator[None]:
 
 
 @pytest.fixture
-async def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FastAPI]:
+async def app(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[FastAPI]:
+    database = f"sqlite:///{tmp_path}/app.sqlite3"
+    if getattr(request, "param", "sqlite") == "mariadb":
+        database = create_database(request.getfixturevalue("mariadb_server"), "downloading")
     env = {"SECRET_KEY": "s" * 32, "DATA_PATH": str(tmp_path / "data"), "LIBRARY_PATH": str(tmp_path / "library")}
     env |= {"ALLOWED_NETWORKS": MediaServer.allowed, "DOWNLOAD_BACKOFF_S": "0.01"}
-    for name, value in (env | {"DATABASE_URL": f"sqlite:///{tmp_path}/app.sqlite3", "REDIS_URL": ""}).items():
+    for name, value in (env | {"DATABASE_URL": database, "REDIS_URL": ""}).items():
         monkeypatch.setenv(name, value)
     app = create_app()
     async with Lifespan(app):
@@ -331,6 +337,25 @@ async def test_so_many_are_downloaded_at_once_as_the_setting_says_by_all_togethe
     ended = (await Db(app.state.database).execute(select(downloads.c.status, downloads.c.attempts))).all()
     assert [("completed", 1)] * 5 == [tuple(row) for row in ended]
     assert 2 == most
+
+
+@pytest.mark.parametrize("app", ["mariadb"], indirect=True)
+async def test_who_waits_for_another_claim_counts_it_too(app: FastAPI) -> None:
+    """Where readers do not wait for a writer, as they do not on MariaDB."""
+    await setting(app, max_concurrent_downloads="1")
+    for number in range(3):
+        await queued(app, "http://127.0.0.1/", title=f"Song {number}")
+    request, db = working.request_of(app), Db(app.state.database)
+    async with db.transaction() as connection:  # somebody who claims
+        await connection.execute(select(settings).with_for_update())
+        claims = [asyncio.create_task(claiming.claim(request, db, name)) for name in ("one", "another")]
+        await asyncio.sleep(0.5)
+
+    claimed = [row for row in await asyncio.gather(*claims) if row]
+
+    assert 1 == len(claimed)
+    running = select(func.count()).where(downloads.c.status == "downloading")
+    assert 1 == await db.scalar(running)
 
 
 async def test_at_a_limit_of_0_nothing_begins(app: FastAPI, site: MediaServer) -> None:
