@@ -4,7 +4,7 @@ import json
 import os
 import re
 import secrets
-import select as waiting
+import select as polling
 import signal
 import subprocess
 import tempfile
@@ -181,8 +181,10 @@ def command_for(ffmpeg: str, source: Path, target: Path, known: dict) -> list[st
 def follow(process: subprocess.Popen, duration: float, report: jobs.Report) -> None:
     """Report until it ends. The row is looked at even when ffmpeg says nothing."""
     until, done, output = time.monotonic() + TIMEOUT_S, 0, process.stdout.fileno()
+    ready = polling.poll()  # unlike `select`, for any number of open files
+    ready.register(output, polling.POLLIN)
     while time.monotonic() < until:
-        if waiting.select([output], [], [], jobs.REPORT_EVERY_S)[0]:
+        if ready.poll(jobs.REPORT_EVERY_S * 1000):
             said = os.read(output, 64 * 1024)
             if not said:
                 process.wait(max(until - time.monotonic(), 0))

@@ -1,7 +1,7 @@
 """Videos: the list, the search, the changes, the picture and the stream."""
 
 import os
-import select as waiting
+import select as polling
 import signal
 import subprocess
 from contextlib import suppress
@@ -453,12 +453,13 @@ def convert(ffmpeg, path, start):
         start_new_session=True,
     )
     output = process.stdout.fileno()
+    ready = polling.poll()  # unlike `select`, for any number of open files
+    ready.register(output, polling.POLLIN)
     try:
         media.limit(process)
         chunk = None
         while chunk != b"":
-            ready = waiting.select([output], [], [], LOOK_EVERY_S)[0]
-            chunk = os.read(output, CHUNK) if ready else None
+            chunk = os.read(output, CHUNK) if ready.poll(LOOK_EVERY_S * 1000) else None
             yield chunk or b""
     finally:
         if process.poll() is None:

@@ -13,7 +13,7 @@ import fastapi_app.transcoding
 import legacy_flask.transcoding
 from fastapi_app.jobs import Taken
 from tests.support.cards import card, converting, probed
-from tests.support.processes import wait_until
+from tests.support.processes import many_open_files, wait_until
 from tests.support.sides import LegacySide, Side, opened
 
 REFUSALS = (legacy_flask.http.ApiError, fastapi_app.http.ApiError)
@@ -65,6 +65,15 @@ def test_the_mp4_lies_beside_the_original_and_is_the_file_of_the_video(name: str
         assert [("videos.transcode", "video:1")] == side.rows(
             "SELECT action, target FROM audit_log WHERE action LIKE 'videos.%'"
         )
+
+
+@both
+def test_a_process_with_many_open_files_transcodes_as_well(name: str, tmp_path: Path) -> None:
+    with opened(name, tmp_path) as side, many_open_files():
+        card(side.library / "Test/Test - Cards.mkv")
+        side.index()
+
+        assert transcode(side)["file_path"] == "Test/Test - Cards.mp4"
 
 
 def test_both_sides_make_the_same_bytes(tmp_path: Path) -> None:

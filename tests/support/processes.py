@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -37,6 +38,20 @@ def wait_until(condition: Callable[[], T], what: str, timeout_s: float = 15.0) -
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
         time.sleep(0.01)
     return value
+
+
+@contextmanager
+def many_open_files() -> Iterator[None]:
+    """So many in this process that those that come have numbers which `select` cannot take."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 4096), before[1]))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1024)]
+    try:
+        yield
+    finally:
+        for number in held:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @contextmanager

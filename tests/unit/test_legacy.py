@@ -23,7 +23,7 @@ from legacy_flask.models import name_key, sort_name
 from legacy_flask.seed import seed, set_admin
 from tests.cases import CASES, PASSWORDS, REQUIRED
 from tests.support.databases import create_database
-from tests.support.processes import wait_until
+from tests.support.processes import many_open_files, wait_until
 
 ROOT = Path(__file__).parents[2]
 HERE = "http://localhost"
@@ -340,6 +340,15 @@ def test_a_client_that_leaves_stops_the_conversion(app: Flask, endless_ffmpeg: P
     assert running(pid)
     answer.close()
     wait_until(lambda: not running(pid), "the conversion to stop")
+
+
+@pytest.mark.usefixtures("endless_ffmpeg")
+def test_a_process_with_many_open_files_converts_as_well(app: Flask) -> None:
+    with many_open_files():
+        answer = signed_in(app, "readonly").get("/api/videos/3/stream")
+
+        assert next(answer.response).startswith(b"frame")
+        answer.close()
 
 
 def test_head_starts_no_conversion(app: Flask, endless_ffmpeg: Path) -> None:
