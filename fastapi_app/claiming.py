@@ -185,6 +185,12 @@ async def complete(request: Request, db: Db, row: Any, file_path: str, size: int
         await events.emit(connection, request, "download.completed", told(row, file_path=file_path, file_size=size))
 
 
+async def has_file(db: Db, download_id: int, file_path: str) -> bool:
+    """Whether somebody else has entered this file, or may find it just now, which is the one that he would make."""
+    row = await db.row(_ONE, {"download_id": download_id})
+    return row is not None and (row.status == "downloading" or (row.status, row.file_path) == ("completed", file_path))
+
+
 async def fail(request: Request, db: Db, row: Any, code: str, *, silent: bool = False) -> bool:
     """Another attempt later, or the end of it; whether it is the end. Raises Lost; `silent`: also when it is signed."""
     now, last = utcnow(), code not in PASSING or row.attempts >= row.max_attempts

@@ -331,15 +331,15 @@ class Drain:
         try:
             await off_loop(intake.stage, file, staged)
             wanted = await off_loop(partial(self._target, row, suffix, organized=organized))
+            download.over = True  # from here on nobody cancels it: the file would have its name, and no row
             name, size, placed = await off_loop(intake.place, root, staged, wanted)
         finally:
             await off_loop(intake.forget, staged)
-        download.over = True
         news = {**fields, "file_path": name} if organized else {}
         try:
             await self._patiently(partial(claiming.complete, self._request, self._db, row, name, size, news))
         except Lost:  # anything else may have been committed; another attempt finds the same file
-            if placed:
+            if placed and not await self._patiently(partial(claiming.has_file, self._db, row.id, name)):
                 await off_loop(partial(placed.unlink, missing_ok=True))
             raise
         download.percent, download.bytes_done, download.bytes_total = 100, size, size

@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 import os
 import signal
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import func, insert, select, update
 
-from fastapi_app import claiming, create_app, downloading, working
+from fastapi_app import claiming, create_app, downloading, intake, working
 from fastapi_app.db import Db
 from fastapi_app.fetchers import Fetchers, shared
 from fastapi_app.models import artists, downloads, settings, utcnow, videos, webhook_deliveries, webhooks
@@ -298,6 +300,49 @@ async def test_it_goes_on_where_it_was_paused(app: FastAPI, site: MediaServer) -
     assert any(not asked.startswith("bytes=0-") for asked in site.ranges("/slow.mp4"))
     stored = (app.state.settings.library_path / row.video_path).read_bytes()
     assert hashlib.sha256(video(600_000)).digest() == hashlib.sha256(stored).digest()
+
+
+async def test_cancelled_while_its_file_gets_its_name_it_leaves_no_file(
+    app: FastAPI, site: MediaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed, place = threading.Event(), intake.place
+
+    def slow(*arguments: Any) -> Any:
+        result = place(*arguments)
+        placed.set()
+        time.sleep(1.2)  # the disk is slow, or far away
+        return result
+
+    monkeypatch.setattr(intake, "place", slow)
+    download_id = await queued(app, f"{site.url}/direct.mp4")
+    draining = asyncio.create_task(downloading.drain(app))
+    assert await asyncio.to_thread(placed.wait, 20)
+
+    await change(app, download_id, status="cancelled", active_video_id=None)
+    await draining
+
+    library: Path = app.state.settings.library_path
+    assert [] == [path for path in library.rglob("*") if path.is_file()]
+    assert not incoming(app, download_id).exists()
+
+
+@pytest.mark.parametrize("status", ["completed", "downloading"])
+async def test_who_has_slept_takes_no_file_away_from_the_attempt_that_came_after(
+    app: FastAPI, site: MediaServer, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    complete = claiming.complete
+
+    async def late(request: Any, db: Db, row: Any, file_path: str, *rest: Any) -> None:
+        later: dict[str, Any] = {"attempts": row.attempts + 1, "runner": "another", "status": status}
+        await change(app, row.id, **later, file_path=file_path if status == "completed" else None)
+        await complete(request, db, row, file_path, *rest)
+
+    monkeypatch.setattr(claiming, "complete", late)
+    await queued(app, f"{site.url}/direct.mp4", title="Song", artist="Band")
+
+    await downloading.drain(app)
+
+    assert video() == (app.state.settings.library_path / "Band/Band - Song.mp4").read_bytes()
 
 
 async def test_who_is_told_to_stop_puts_back_what_is_not_done(app: FastAPI, site: MediaServer) -> None:
