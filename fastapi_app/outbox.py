@@ -110,7 +110,7 @@ class Outbox:
         self._database, self._client, self._queue = database, client, queue
         self._calling: asyncio.Task[None] | None = None
         self._timeout_s, self._backoff_s = min(timeout_s, TIMEOUT_S), backoff_s
-        self._more = asyncio.Event()
+        self._more, self._turn_over = asyncio.Event(), asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}  # by webhook
         self._trimmed_at = float("-inf")
@@ -132,7 +132,9 @@ class Outbox:
             await queue.put("webhooks")
 
     async def empty(self) -> None:
-        """Send what can be sent now, for TURN_S at most: others wait for the same worker."""
+        """Send what can be sent now. After TURN_S nothing more is begun, because others wait for the same worker; an
+        attempt that is under way ends by itself, because its receiver may know of it already."""
+        self._turn_over.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(TURN_S):
                 await self._look()
@@ -140,6 +142,9 @@ class Outbox:
                     await self._more.wait()
                     self._more.clear()
                     await self._look()
+        self._turn_over.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
 
     async def send(self, url: str, secret: str | None, event_type: str, delivery: str, payload: str) -> Sent:
         """One attempt. Receivers compare the signature with the HMAC of the bytes that they got."""
@@ -208,20 +213,25 @@ class Outbox:
             else:
                 await self._finish(delivery, Sent(None, LOST if delivery.is_active else INACTIVE))
         except asyncio.CancelledError:
-            await self._change(delivery, delivery.claimed_at, status="pending", claimed_at=None)
+            await self._give_back(delivery)
             raise
         except Exception:
             log.exception("webhook delivery %d", delivery.id)
 
     async def _attempts(self, delivery: Delivery) -> None:
-        """With pauses between them, until it is delivered or there is no hope."""
-        while await self._claim(delivery):
+        """With pauses between them, until it is delivered, there is no hope, or others go on with it."""
+        while not self._turn_over.is_set():
+            if not await self._claim(delivery):
+                return
             payload = await Db(self._database).scalar(_PAYLOAD, {"delivery_id": delivery.id}) or ""
             sent = await self.send(delivery.url, delivery.secret, delivery.event_type, str(delivery.id), payload)
             if not sent.may_change or delivery.attempts > RETRIES:
                 await self._finish(delivery, sent)
                 return
-            await asyncio.sleep(_pause_s(self._backoff_s, delivery.attempts))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_pause_s(self._backoff_s, delivery.attempts)):
+                    await self._turn_over.wait()
+        await self._give_back(delivery)
 
     async def _claim(self, delivery: Delivery) -> bool:
         """For one more attempt, which is counted. False when somebody else has it."""
@@ -234,6 +244,9 @@ class Outbox:
         status = "delivered" if sent.delivered else "failed"
         end = {"status": status, "response_status": sent.status, "error": sent.error, "finished_at": utcnow()}
         await self._change(delivery, delivery.claimed_at, claimed_at=None, **end)
+
+    async def _give_back(self, delivery: Delivery) -> None:
+        await self._change(delivery, delivery.claimed_at, status="pending", claimed_at=None)
 
     async def _change(self, delivery: Delivery, since: datetime | None, **values: Any) -> bool:
         """Write to a row that is unfinished and claimed since then. Whether it was."""

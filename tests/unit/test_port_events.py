@@ -62,6 +62,8 @@ async def stopped(tmp_path: Path) -> AsyncIterator[FastAPI]:
     app = make_app(tmp_path)
     await app.state.database.prepare()
     yield app
+    await app.state.outbox.aclose()
+    await app.state.upstream.aclose()
     await app.state.database.dispose()
 
 
@@ -336,6 +338,42 @@ async def test_a_shutdown_gives_back_what_was_not_delivered(tmp_path: Path, targ
         (row,) = await settled(app)
 
     assert ("delivered", 2) == (row.status, row.attempts)
+
+
+async def test_the_end_of_a_workers_turn_cuts_nothing_off_and_begins_nothing_more(
+    stopped: FastAPI, target: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "TURN_S", 0.2)
+    target.usual = blocked
+    await add_webhook(stopped, target.url)
+    await tell(stopped, times=2)
+
+    turn = asyncio.create_task(stopped.state.outbox.empty())
+    await until(lambda: target.calls, "the first")
+    await asyncio.sleep(0.4)
+    target.gate.set()
+    await turn
+
+    assert [("delivered", 1, None), ("pending", 0, None)] == [
+        (row.status, row.attempts, row.claimed_at) for row in await rows(stopped)
+    ]
+    assert 1 == len(target.calls)
+
+
+async def test_at_the_end_of_a_turn_what_waits_for_another_attempt_goes_back(
+    stopped: FastAPI, target: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "TURN_S", 0.2)
+    monkeypatch.setattr(outbox, "_pause_s", lambda *_: 20.0)
+    target.usual = Say(500)
+    await add_webhook(stopped, target.url)
+    await tell(stopped)
+
+    async with asyncio.timeout(5):
+        await stopped.state.outbox.empty()
+
+    (row,) = await rows(stopped)
+    assert ("pending", 1, None) == (row.status, row.attempts, row.claimed_at)
 
 
 async def test_a_delivery_that_takes_processes_along_is_given_up(
