@@ -50,9 +50,11 @@ class Fetchers:
         told_read, told_write = os.pipe()
         os.set_blocking(told_read, False)
         try:
+            forking = asyncio.create_task(off_loop(self._fork, order_read, told_write))
             try:
-                await off_loop(self._fork, order_read, told_write)
+                await asyncio.shield(forking)
             finally:
+                await asyncio.wait([forking])  # also when nobody wants it any more: it sends what is closed here
                 os.close(order_read)
                 os.close(told_write)
             with suppress(BrokenPipeError):  # then nothing will be told

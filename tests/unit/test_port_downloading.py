@@ -514,6 +514,31 @@ async def test_a_nursery_that_was_killed_is_replaced(tmp_path: Path, site: Media
     assert ["unavailable"] == first == second
 
 
+async def test_cancelled_while_a_child_is_ordered_it_keeps_its_pipes_until_they_are_sent(
+    tmp_path: Path, site: MediaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number that is closed too early may be that of another file by then."""
+    fetchers, sending, sent = Fetchers(), threading.Event(), list[str]()
+    send = fetchers._send
+
+    def slow(*pipes: int) -> None:
+        sending.set()
+        time.sleep(0.5)
+        sent.extend(Path(f"/proc/self/fd/{pipe}").readlink().name.partition(":")[0] for pipe in pipes)
+        send(*pipes)
+
+    monkeypatch.setattr(fetchers, "_send", slow)
+    wanted = anext(fetchers.fetch({"url": f"{site.url}/slow.mp4", "folder": str(tmp_path)}))
+    fetching = asyncio.create_task(wanted)
+    assert await asyncio.to_thread(sending.wait, 10)
+    fetching.cancel()
+    await asyncio.wait([fetching])
+    fetchers.end()
+
+    assert fetching.cancelled()
+    assert ["pipe", "pipe"] == sent
+
+
 def nurseries_below(process: int) -> list[int]:
     return [child for child in children(process) if b"nursery.py" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
