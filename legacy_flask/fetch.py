@@ -30,6 +30,7 @@ import re
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -128,8 +129,8 @@ def limit(max_bytes: int) -> None:
     wanted = ((resource.RLIMIT_FSIZE, max_bytes + SLACK), (resource.RLIMIT_DATA, MAX_MEMORY), (resource.RLIMIT_CORE, 0))
     for which, value in wanted:
         highest = resource.getrlimit(which)[1]
-        value = value if highest == resource.RLIM_INFINITY else min(value, highest)
-        resource.setrlimit(which, (value, value))
+        least = min(value, sys.maxsize if highest == resource.RLIM_INFINITY else highest)
+        resource.setrlimit(which, (least, least))
 
 
 # --- where to ----------------------------------------------------------------------------------------------------

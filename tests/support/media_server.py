@@ -8,7 +8,8 @@
     /hls/index.m3u8       the same pictures in segments; /hls/inside.m3u8: a segment on the private address;
                           /hls/sample-aes.m3u8: encrypted, so that it is nothing for a native downloader
     /live.m3u8            a stream that has not ended
-    /page.html            HTML with a <video>; /empty.html without
+    /endless.mp4          a video that goes on as long as somebody listens, and never says how long that will be
+    /page.html            HTML with a <video>; /empty.html without; /many.html with 10 000; /many.xml, a feed of as many
     /text.mp4             text that is called a video
     /picture.jpg          a picture
     /missing 404, /forbidden 403, /broken 500, /sign-in 401
@@ -38,6 +39,7 @@ _PIECE = 16 * 1024  # bytes written at once
 _SECONDS = 2  # of the video
 _STATUSES = {"/missing": 404, "/forbidden": 403, "/broken": 500, "/sign-in": 401}
 _TYPES = {".mp4": "video/mp4", ".m3u8": "application/vnd.apple.mpegurl", ".ts": "video/mp2t", ".html": "text/html"}
+_TYPES |= {".xml": "application/rss+xml"}
 
 
 class Request(NamedTuple):
@@ -138,6 +140,14 @@ def _text(server: MediaServer, path: str) -> str | None:
     return texts.get(path)
 
 
+def _many(server: MediaServer, path: str) -> str:
+    videos = [f"{server.url}/direct.mp4?n={number}" for number in range(10_000)]
+    if path == "/many.html":
+        return "<html><title>Many</title>" + "".join(f'<video src="{video}"></video>' for video in videos)
+    items = "".join(f"<item><title>One</title><link>{video}</link></item>" for video in videos)
+    return f'<?xml version="1.0"?><rss version="2.0"><channel><title>Many</title>{items}</channel></rss>'
+
+
 class _Handler(BaseHTTPRequestHandler):
     media: MediaServer
     is_private = False
@@ -164,10 +174,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.head(302, {"Location": f"{self.media.private}/direct.mp4", "Content-Length": "0"})
         elif (text := _text(self.media, path)) is not None:
             self.whole(text.encode(), _TYPES[Path(path).suffix])
+        elif path in ("/many.html", "/many.xml"):
+            self.whole(_many(self.media, path).encode(), _TYPES[Path(path).suffix])
         elif path == "/picture.jpg":
             self.whole(_picture(), "image/jpeg")
         elif path.startswith("/hls/") and (_made() / path[1:]).is_file():
             self.whole((_made() / path[1:]).read_bytes(), _TYPES[Path(path).suffix])
+        elif path == "/endless.mp4":
+            self.endless()
         elif path in ("/direct.mp4", "/norange.mp4", "/slow.mp4", "/cut.mp4"):
             self.video(path, query)
         else:
@@ -190,6 +204,13 @@ class _Handler(BaseHTTPRequestHandler):
             end = start + (end - start) // 2
         rate = int(query.get("rate", 50_000)) if path == "/slow.mp4" else 0
         self.send(content[start:end], rate)
+
+    def endless(self) -> None:
+        self.head(200, {"Content-Type": "video/mp4"})
+        content = video()
+        while content:
+            self.send(content, 0)
+            content = bytes(_PIECE) if self.command == "GET" else b""
 
     def asked(self, size: int) -> tuple[int, int]:
         """Of a single range; everything else is answered as a whole."""

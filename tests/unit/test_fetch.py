@@ -141,6 +141,7 @@ def test_what_goes_wrong_has_a_code(module: str, path: str, code: str, media: Me
         "http://2130706433:{port}/direct.mp4",
         "http://0x7f.1:{port}/direct.mp4",
         "http://localhost:{port}/direct.mp4",
+        "http://127\u30020\u30020\u30021:{port}/direct.mp4",
         "http://[::ffff:127.0.0.1]:{port}/direct.mp4",
         "http://user:secret@127.0.0.1:{port}/direct.mp4",
         "file:///etc/passwd",
@@ -167,6 +168,7 @@ def test_nobody_is_sent_where_he_must_not_go(module: str, url: str, media: Media
     [
         ("/direct.mp4?size=500000", {"max_bytes": 499_999}, "too_large"),
         ("/hls/index.m3u8", {"max_bytes": 30_000}, "too_large"),
+        ("/endless.mp4", {"max_bytes": 3_000_000}, "too_large"),
         ("/hls/index.m3u8", {"max_seconds": 1}, "too_long"),
     ],
 )
@@ -176,6 +178,40 @@ def test_limits_hold(
     *_, last = told(module, order(tmp_path, media.url + path, **limit))
 
     assert (last["event"], last["code"]) == ("error", code)
+
+
+@EITHER
+def test_a_limit_may_be_beyond_all_numbers(module: str, media: MediaServer, tmp_path: Path) -> None:
+    *_, done = told(module, order(tmp_path, f"{media.url}/direct.mp4", max_bytes=10**30))
+
+    assert digest(done["path"]) == expected()
+
+
+@EITHER
+@pytest.mark.parametrize("path", ["/many.html", "/many.xml"])
+def test_of_ten_thousand_videos_at_an_address_the_first_is_downloaded(
+    module: str, path: str, media: MediaServer, tmp_path: Path
+) -> None:
+    *_, done = told(module, order(tmp_path, media.url + path))
+
+    assert digest(done["path"]) == expected()
+    assert media.count(path) == 1
+    assert media.count("/direct.mp4") <= 2  # the second time to see what it is
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["same", "video.mp4"]
+
+
+@EITHER
+@pytest.mark.parametrize("kind", ["playlist", "multi_video"])
+def test_of_the_playlist_of_a_site_nothing_is_even_looked_at(module: str, kind: str) -> None:
+    fetch = importlib.import_module(module)
+
+    def entries() -> Iterator[dict[str, Any]]:
+        raise AssertionError("somebody looks at the entries")
+        yield
+
+    found = {"_type": kind, "id": "PL", "extractor": "youtube:tab", "extractor_key": "YoutubeTab", "entries": entries()}
+    with fetch.Downloader({"quiet": True}) as ydl, pytest.raises(fetch.Refused, match="unsupported"):
+        ydl.process_ie_result(found, download=True)
 
 
 @EITHER
