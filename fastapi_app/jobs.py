@@ -40,6 +40,7 @@ Work = Callable[[Request, Mapping[str, Any], Report], Coroutine[Any, Any, dict[s
 
 _ACTIVE = jobs.c.status.in_(ACTIVE)
 _ONE = select(jobs).where(jobs.c.id == bindparam("job_id"))
+_LOCKED = _ONE.with_for_update()
 _RUNNING = (
     select(jobs.c.id)
     .where(jobs.c.type == bindparam("kind"), _ACTIVE, jobs.c.updated_at > bindparam("since"))
@@ -164,9 +165,15 @@ async def start_parts(request: Request, parent_id: str, kind: str, arguments: Se
         await request.app.state.queue.put(kind, str(row["id"]))
 
 
+async def lock_whole(connection: AsyncConnection, part: Any) -> None:
+    """To be called before a row is changed that may be a part: whoever cancels locks the whole first, too."""
+    if part.parent_id:
+        await connection.execute(_LOCKED, {"job_id": part.parent_id})
+
+
 async def sum_up(connection: AsyncConnection, parent_id: str) -> None:
     """Bring a job whose parts do the work up to date, and complete it when they have ended."""
-    parent = (await connection.execute(_ONE.with_for_update(), {"job_id": parent_id})).first()
+    parent = (await connection.execute(_LOCKED, {"job_id": parent_id})).first()
     if parent is None or parent.status != "running" or parent.runner is not None:
         return
     parts = (await connection.execute(select(jobs).where(jobs.c.parent_id == parent_id).order_by(jobs.c.id))).all()

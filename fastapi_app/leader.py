@@ -21,7 +21,7 @@ from . import claiming, discovery, downloading, outbox, playlists, settings, wor
 from .db import Database, Db
 from .files import off_loop
 from .http import ApiError
-from .jobs import ACTIVE, GONE, held, put_back, sum_up
+from .jobs import ACTIVE, GONE, held, lock_whole, put_back, sum_up
 from .kinds import ERRANDS, KINDS
 from .models import downloads, jobs, playlist_monitors, utcnow, webhook_deliveries
 from .schedule import WINDOW, planned_id, read_schedule
@@ -140,6 +140,7 @@ async def _take_back(database: Database, which: ColumnElement[bool]) -> None:
     for row in await db.rows(select(jobs).where(jobs.c.status == "running", which)):
         attempts = KINDS[row.type].attempts if row.type in KINDS else 0
         async with db.transaction() as connection:
+            await lock_whole(connection, row)
             unseen = jobs.c.updated_at == row.updated_at
             back = update(jobs).where(held(row), unseen).values(put_back(row, attempts, GONE))
             if (await connection.execute(back)).rowcount and row.parent_id:

@@ -30,6 +30,7 @@ from .jobs import (
     UNEXPECTED,
     Kind,
     held,
+    lock_whole,
     put_back,
     sum_up,
 )
@@ -192,6 +193,7 @@ class Job:
             end = {**end, "active_type": None, "finished_at": utcnow()}
         parts = select(jobs.c.id).where(jobs.c.parent_id == self._row.id).limit(1)
         async with self._db.transaction() as connection:
+            await lock_whole(connection, self._row)
             if end["status"] == "completed" and (await connection.execute(parts)).first():
                 given = {"runner": None, "result": end["result"]}  # the last of its parts will complete it
                 await connection.execute(self._change(given))
@@ -223,6 +225,7 @@ class Job:
         self._written_at = time.monotonic()
         try:
             async with self._db.transaction() as connection:
+                await lock_whole(connection, self._row)
                 changed = await connection.execute(self._change({"updated_at": utcnow(), **values}))
                 self._lost = not changed.rowcount
                 if self._row.parent_id and not self._lost:

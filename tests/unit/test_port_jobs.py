@@ -18,6 +18,7 @@ from fastapi_app.kinds import KINDS
 from fastapi_app.models import audit_log, utcnow
 from fastapi_app.models import jobs as table
 from tests.support.asgi import Lifespan
+from tests.support.databases import create_database
 from tests.support.redis_server import RedisServer, redis_server
 
 Work = Callable[[Report], Awaitable[dict[str, Any]]]
@@ -30,9 +31,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-async def app(tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FastAPI]:
+async def app(
+    request: pytest.FixtureRequest, tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[FastAPI]:
+    database = f"sqlite:///{tmp_path}/app.sqlite3"
+    if getattr(request, "param", "sqlite") == "mariadb":
+        database = create_database(request.getfixturevalue("mariadb_server"), "jobs")
     env = {"SECRET_KEY": "s" * 32, "DATA_PATH": str(tmp_path / "data"), "LIBRARY_PATH": str(tmp_path / "library")}
-    env |= {"DATABASE_URL": f"sqlite:///{tmp_path}/app.sqlite3", "REDIS_URL": server.url}
+    env |= {"DATABASE_URL": database, "REDIS_URL": server.url}
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     with server.client() as client:
@@ -334,6 +340,27 @@ async def test_parts_of_what_is_cancelled_are_cancelled(app: FastAPI) -> None:
 
     rows = await Db(app.state.database).rows(select(table))
     assert ["cancelled"] * 3 == [row.status for row in rows]
+
+
+@pytest.mark.parametrize("app", ["mariadb"], indirect=True)
+async def test_a_part_that_reports_and_who_cancels_the_whole_wait_for_each_other_in_one_order(app: FastAPI) -> None:
+    whole = await start(app)
+    await change_row(app, whole, status="running")
+    await jobs.start_parts(working.request_of(app), whole, "index", [{}])
+    row = await working.claim(Db(app.state.database), f"{whole}-0")
+    assert row is not None
+    part = working.Job(app, row, KINDS["index"])
+
+    async with app.state.database.transaction() as connection:
+        await connection.execute(select(table).where(table.c.id == whole).with_for_update())  # as who cancels it
+        reporting = asyncio.create_task(part._write({"progress": 5}))
+        await asyncio.sleep(0.5)
+        assert await jobs.cancel(connection, whole)
+    await reporting
+
+    rows = await Db(app.state.database).rows(select(table))
+    assert ["cancelled"] * 2 == [row.status for row in rows]
+    assert part._lost
 
 
 # The leader
