@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from . import claiming, discovery, downloading, outbox, playlists, settings, working
+from . import claiming, discovery, downloading, intake, outbox, playlists, settings, working
 from .db import Database, Db
 from .files import off_loop
 from .http import ApiError
@@ -111,6 +111,8 @@ class Leader:
         if now - self._trimmed_at > TRIM_EVERY_S:
             self._trimmed_at = now
             await outbox.trim(app.state.database)
+            for folder in (app.state.settings.library_path, app.state.settings.downloads_path):
+                await off_loop(intake.tidy, folder)
             over = and_(jobs.c.status.not_in(ACTIVE), jobs.c.created_at < utcnow() - KEEP)
             async with Db(app.state.database).transaction() as connection:
                 await connection.execute(delete(jobs).where(over))

@@ -1,6 +1,7 @@
 """Jobs of the port: rows that wait for a worker, and what the child process of a worker does with one."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from fastapi import FastAPI, Request
 from sqlalchemy import event, insert, select, update
 
-from fastapi_app import containment, create_app, jobs, leader, working
+from fastapi_app import containment, create_app, intake, jobs, leader, working
 from fastapi_app.db import Db
 from fastapi_app.http import ApiError
 from fastapi_app.jobs import Kind, Report
@@ -403,6 +404,19 @@ class Refusing:
 
     def refuse(self, kind: str, what: str) -> NoReturn:
         raise PermissionError(f"{kind}: {what}")
+
+
+async def test_what_was_being_moved_when_somebody_was_killed_goes_after_a_day(app: FastAPI) -> None:
+    config, age_s = app.state.settings, intake.FORGOTTEN_S
+    folders = [config.library_path, config.downloads_path]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        for age in (age_s + 60, age_s - 60):
+            (folder / f".{int(time.time() - age)}-{'0' * 32}.part").touch()
+
+    await leader.Leader(app)._trim(app)
+
+    assert [1, 1] == [len(list(folder.glob(".*.part"))) for folder in folders]
 
 
 async def test_a_contained_request_begins_no_job(app: FastAPI) -> None:
