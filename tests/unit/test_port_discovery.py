@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -246,6 +247,21 @@ def each_once(library: Library, answers: list[dict[str, Any]]) -> None:
     assert {song.youtube_id for song in songs("Daft Punk")} == set(ids)
     assert {1} == set(ids.values())
     assert sum(answer["stored"] for answer in answers) == len(ids) == sum(len(answer["videos"]) for answer in answers)
+
+
+@pytest.mark.parametrize("library", ["sqlite"], indirect=True)
+async def test_of_a_playlist_of_ten_thousand_videos_both_sides_read_half(
+    library: Library, client: UpstreamClient, upstream: Upstream
+) -> None:
+    texts, playlist = DEFAULTS | upstream.settings, "PLhuge00000000"
+    items = await youtube.playlist_items(client, texts, playlist)
+    assert 100 == len(upstream.calls("youtube"))
+    assert 5000 == len({item.youtube_id for item in items}) == len(items)
+
+    upstream.reset()
+    with library.legacy.app_context():
+        assert items == await asyncio.to_thread(copy_context().run, legacy_youtube.playlist_items, texts, playlist)
+    assert 100 == len(upstream.calls("youtube"))
 
 
 @ON_BOTH

@@ -21,6 +21,7 @@ videos, no picture and no biography. Artists in `catalogue.ARTISTS` are spelled 
 | | `live…` | a live broadcast, of no duration (`P0D`) |
 | YouTube playlists | `PL…` | 12 items: place 4 private, 9 deleted, 11 the same as 10 |
 | | `PLlong…` | 120 items in three pages, every 20 as above |
+| | `PLhuge…` | 10 000 items in 200 pages, by a few artists |
 | | `PLempty…`; `PLpriv…`; `PLnone…` and what does not begin with PL | empty; 403 for items; 404 for items |
 | Spotify `/artists/` | a slug; `none…` | the artist; 404 |
 | Spotify `/playlists/` | any | 12 tracks: place 3 null, 6 a local file, 8 an episode, 10 the same as 0 |
