@@ -1,5 +1,6 @@
 """Transcoding: an mp4 beside the video, for what browsers cannot play."""
 
+import asyncio
 import json
 import logging
 import os
@@ -8,17 +9,19 @@ import secrets
 from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 from anyio import CancelScope
 from fastapi import APIRouter, Request
 from sqlalchemy import bindparam, select, update
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 from starlette.responses import Response
 
 from . import commands, events, jobs, media
 from .audit import audit
 from .containment import refuse
-from .db import Db, DbDep, find_or_404
+from .db import DatabaseUnavailable, Db, DbDep, find_or_404
 from .files import existing_file, move, off_loop
 from .http import ApiError, json_response, read, success
 from .identity import Member, Reader
@@ -32,6 +35,7 @@ log = logging.getLogger("fastapi_app")
 KIND = "transcode"
 TIMEOUT_S = 6 * 3600
 MAX_DURATION = 10_000_000  # seconds
+PATIENCE_S, AGAIN_S = 60.0, 1.0  # with a database that is away, when all is done
 SLACK = 1024**3  # bytes by which the result may be larger than four times the original
 
 BUSY = "The video is being transcoded already"
@@ -48,6 +52,7 @@ _LATEST = (
     .order_by(rows.c.created_at.desc(), rows.c.id.desc())
     .limit(1)
 )
+_FILE_PATH = select(videos.c.file_path).where(videos.c.id == bindparam("video_id"))
 _VIDEO_LOCKED = select(videos).where(videos.c.id == bindparam("video_id")).with_for_update()
 
 
@@ -139,7 +144,8 @@ async def transcode(request: Request, arguments: Mapping[str, Any], report: jobs
         return await _enter(request, db, video, target, known.duration)
     except BaseException:
         with CancelScope(shield=True):
-            await off_loop(_remove, target)
+            if not await _is_entered(request, db, video_id, target):
+                await off_loop(_remove, target)
         raise
 
 
@@ -153,10 +159,39 @@ def _remove(path: Path) -> None:
 
 
 async def _enter(request: Request, db: Db, before: Any, target: Path, duration: float) -> dict[str, Any]:
-    file_path = target.relative_to(request.app.state.settings.library_path).as_posix()
-    file_size = (await off_loop(target.stat)).st_size
+    """For a while also into a database that is away: the work of hours is done."""
+    until = monotonic() + PATIENCE_S
+    while True:
+        try:
+            return await _enter_once(request, db, before, target, duration)
+        except (DatabaseUnavailable, OperationalError, InternalError):
+            if monotonic() > until:
+                raise
+        await asyncio.sleep(AGAIN_S)
+
+
+async def _is_entered(request: Request, db: Db, video_id: int, target: Path) -> bool:
+    """Whether a row names the file: a commit that was cut off may have been done. While nobody knows, it stays."""
+    try:
+        file_path = await db.scalar(_FILE_PATH, {"video_id": video_id})
+    except (DatabaseUnavailable, DBAPIError):
+        return True
+    return bool(file_path == _relative(request, target))
+
+
+def _relative(request: Request, path: Path) -> str:
+    library: Path = request.app.state.settings.library_path
+    return path.relative_to(library).as_posix()
+
+
+async def _enter_once(request: Request, db: Db, before: Any, target: Path, duration: float) -> dict[str, Any]:
+    """May be repeated after a commit of which nobody knows whether it was done."""
+    file_path, file_size = _relative(request, target), (await off_loop(target.stat)).st_size
+    result = {"file_path": file_path, "file_size": file_size, "source": before.file_path}
     async with db.transaction() as connection:
         video = (await connection.execute(_VIDEO_LOCKED, {"video_id": before.id})).first()
+        if video is not None and video.file_path == file_path:
+            return result
         if video is None or video.file_path != before.file_path:
             raise ApiError(409, CHANGED)
         fields = {"file_path": file_path, "file_size": file_size, "duration": video.duration or round(duration) or None}
@@ -166,7 +201,7 @@ async def _enter(request: Request, db: Db, before: Any, target: Path, duration: 
         )
         told = {"videos": [{"id": video.id, "title": video.title}], "fields": ["file_path", "file_size"]}
         await events.emit(connection, request, "video.updated", told | {"file_moved": False})
-    return {"file_path": file_path, "file_size": file_size, "source": before.file_path}
+    return result
 
 
 async def _convert(command: list[str], source: Path, duration: float, report: jobs.Report) -> None:

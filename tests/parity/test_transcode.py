@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 import fastapi_app.transcoding
 import legacy_flask.transcoding
+from fastapi_app.db import ConnectionLost
 from fastapi_app.jobs import Taken
 from tests.support.cards import card, converting, probed
 from tests.support.processes import many_open_files, wait_until
@@ -153,6 +155,53 @@ def test_a_video_that_was_changed_meanwhile_keeps_its_change(name: str, tmp_path
 
         assert [side.library / "Test - Cards.mkv"] == list(side.library.iterdir())
         assert [("elsewhere.mkv",)] == side.rows("SELECT file_path FROM videos")
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_database_that_goes_away_at_the_end_costs_neither_the_file_nor_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    commit, tries = AsyncConnection.commit, list[bool]()
+
+    async def cut_off(connection: AsyncConnection) -> None:
+        tries.append(committed)
+        if committed or len(tries) > 1:
+            await commit(connection)
+        if len(tries) == 1:
+            raise ConnectionLost("The database is restarted.")
+
+    with opened("port", tmp_path) as side:
+        card(side.library / "Test - Cards.mkv")
+        side.index()
+        monkeypatch.setattr(AsyncConnection, "commit", cut_off)
+
+        result = transcode(side)
+
+        assert "Test - Cards.mp4" == result["file_path"]
+        assert [("Test - Cards.mp4",)] == side.rows("SELECT file_path FROM videos")
+        assert ["Test - Cards.mkv", "Test - Cards.mp4"] == sorted(path.name for path in side.library.iterdir())
+        assert [(1,)] == side.rows("SELECT count(*) FROM audit_log WHERE action = 'videos.transcode'")
+
+
+def test_cancelled_while_it_is_entered_a_transcoded_file_stays_where_a_row_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = AsyncConnection.commit
+
+    async def cut_off(connection: AsyncConnection) -> None:
+        await commit(connection)
+        raise asyncio.CancelledError
+
+    with opened("port", tmp_path) as side:
+        card(side.library / "Test - Cards.mkv")
+        side.index()
+        monkeypatch.setattr(AsyncConnection, "commit", cut_off)
+
+        with pytest.raises(asyncio.CancelledError):
+            transcode(side)
+
+        assert [("Test - Cards.mp4",)] == side.rows("SELECT file_path FROM videos")
+        assert (side.library / "Test - Cards.mp4").exists()
 
 
 @pytest.mark.parametrize("media", [legacy_flask.media, fastapi_app.media])
