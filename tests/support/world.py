@@ -76,11 +76,12 @@ class World:
     def __init__(self, database_url: str, home: Path) -> None:
         self._rest = ExitStack()
         self.upstream = self._rest.enter_context(upstream())
+        self.live = home / "live"
         env = {
             "DATABASE_URL": database_url,
             "SECRET_KEY": secrets.token_hex(32),
-            "DATA_PATH": str(home / "live/data"),
-            "LIBRARY_PATH": str(home / "live/library"),
+            "DATA_PATH": str(self.live / "data"),
+            "LIBRARY_PATH": str(self.live / "library"),
             "BCRYPT_ROUNDS": "4",
             "FFMPEG": "no-such-program",
             "REDIS_URL": "",
@@ -101,7 +102,7 @@ class World:
         self.cookies = {"anonymous": {}, **{user: self._sign_in(user) for user in ROLES}}
         self.execute([_FRESH_FOR_EVER])
         self.on_mariadb = self._engines[0].dialect.name != "sqlite"
-        self.snapshot = Snapshot(self._engines[0], home / "live", home / "keep")
+        self.snapshot = Snapshot(self._engines[0], self.live, home / "keep")
         self._log_file = home / "app.log"
         known = [app.extensions for app in (self._alone, behind)] + [port.state]
         self._database = port.state.database
@@ -117,6 +118,7 @@ class World:
         self._runner.close()
         for scheduler in self._schedulers:
             scheduler.stop()
+        self.snapshot.close()
         for engine in self._engines:
             engine.dispose()
         self._rest.close()
