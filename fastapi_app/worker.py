@@ -71,13 +71,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m fastapi_app.worker", description="Do the jobs that wait in Redis.")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="jobs at once (2)")
-    parser.add_argument(
-        "--queues", type=lambda text: text.split(","), metavar="NAME,NAME", help="for all of them, the first ones first"
-    )
+    parser.add_argument("--workers", type=_number, default=2, metavar="N", help="jobs at once (2)")
+    parser.add_argument("--queues", type=_names, metavar="NAME,NAME", help="for all of them, the first ones first")
     parser.add_argument("--grace", type=float, default=GRACE_S, metavar="S", help="for running jobs at SIGTERM (10)")
     parser.add_argument("--no-leader", action="store_true", help="never look after what others have left")
     return parser.parse_args(arguments)
+
+
+def _number(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+def _names(text: str) -> list[str]:
+    known, names = (*OTHERS, DOWNLOADS), text.split(",")
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"there is no queue {name!r}, only {', '.join(known)}")
+    return names
 
 
 def shares(workers: int, queues: Sequence[str] | None = None) -> list[Sequence[str]]:

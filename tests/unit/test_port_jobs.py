@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI, Request
 from sqlalchemy import event, insert, select, update
 
-from fastapi_app import containment, create_app, intake, jobs, leader, working
+from fastapi_app import containment, create_app, intake, jobs, leader, worker, working
 from fastapi_app.db import Db
 from fastapi_app.http import ApiError
 from fastapi_app.jobs import Kind, Report
@@ -417,6 +417,16 @@ async def test_what_was_being_moved_when_somebody_was_killed_goes_after_a_day(ap
     await leader.Leader(app)._trim(app)
 
     assert [1, 1] == [len(list(folder.glob(".*.part"))) for folder in folders]
+
+
+@pytest.mark.parametrize("words", [["--queues", "medai"], ["--queues", "media, default"], ["--workers", "0"]])
+def test_a_pool_that_would_wait_at_no_queue_or_have_no_workers_is_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        worker._options(words)
+
+    assert words[0] in capsys.readouterr().err
 
 
 async def test_a_contained_request_begins_no_job(app: FastAPI) -> None:
