@@ -17,10 +17,12 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import sessionmaker
 
 from legacy_flask import create_app
+from legacy_flask.files import safe_name
 from legacy_flask.http import ApiError
 from legacy_flask.models import Artist, Download, Setting, Video, Webhook, WebhookDelivery, utcnow
 from legacy_flask.resolving import find_address
 from legacy_flask.settings import DEFAULTS
+from tests.cases.downloads import HOSTILE_TITLES
 from tests.support.media_server import MediaServer, video
 from tests.support.processes import child, free_port, wait_until
 from tests.support.upstreams import Upstream
@@ -176,6 +178,23 @@ def test_streams_and_pages_become_files_as_well(world: World, media: MediaServer
 
     assert (row.status, row.file_path) == ("completed", "Björk/Björk - Joga.mp4")
     assert world.film(row.id).quality == "180p"
+
+
+@pytest.mark.parametrize("organized", ["true", "false"])
+def test_whatever_a_title_says_the_file_gets_a_name_in_its_folder(
+    world: World, media: MediaServer, organized: str
+) -> None:
+    world.set(auto_organize_downloads=organized)
+    folder = "Björk/" if organized == "true" else ""
+    names = [f"{folder}{safe_name(f'Björk - {title}')}.mp4" for title in HOSTILE_TITLES.values()]
+
+    ids = [
+        world.put(f"{media.url}/direct.mp4?size={500_000 + number}", title)
+        for number, title in enumerate(HOSTILE_TITLES.values())
+    ]
+
+    assert names == [world.ended(download_id).file_path for download_id in ids]
+    wait_until(lambda: left(world) == sorted(names), "nothing else to be left")
 
 
 def test_the_name_of_another_file_is_not_taken(world: World, media: MediaServer) -> None:

@@ -18,7 +18,9 @@ from sqlalchemy import func, insert, select, update
 from fastapi_app import claiming, create_app, downloading, intake, working
 from fastapi_app.db import Db
 from fastapi_app.fetchers import Fetchers, shared
+from fastapi_app.files import safe_name
 from fastapi_app.models import artists, downloads, settings, utcnow, videos, webhook_deliveries, webhooks
+from tests.cases.downloads import HOSTILE_TITLES
 from tests.support.asgi import Lifespan
 from tests.support.databases import create_database
 from tests.support.media_server import MediaServer, media_server, video
@@ -158,6 +160,24 @@ async def test_not_organized_it_waits_in_the_downloads_folder(app: FastAPI, site
         row.video_path,
     )
     assert video() == (app.state.settings.downloads_path / "Band - Song.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("organized", ["true", "false"])
+async def test_whatever_a_title_says_the_file_gets_a_name_in_its_folder(
+    app: FastAPI, site: MediaServer, organized: str
+) -> None:
+    await setting(app, auto_organize_downloads=organized)
+    titles, config = HOSTILE_TITLES.values(), app.state.settings
+    folder, root = ("Björk/", config.library_path) if organized == "true" else ("", config.downloads_path)
+    names = [f"{folder}{safe_name(f'Björk - {title}')}.mp4" for title in titles]
+    urls = [f"{site.url}/direct.mp4?size={500_000 + number}" for number in range(len(titles))]
+    ids = [await queued(app, url, title=title, artist="Björk") for url, title in zip(urls, titles, strict=True)]
+
+    await downloading.drain(app)
+
+    assert names == [(await row_of(app, download_id)).file_path for download_id in ids]
+    found = (path for part in (config.library_path, config.downloads_path) for path in part.rglob("*"))
+    assert {root / name for name in names} == {path for path in found if path.is_file()}
 
 
 async def test_a_name_that_is_taken_gets_a_number_and_the_same_file_again_does_not(
