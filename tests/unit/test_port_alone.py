@@ -18,16 +18,20 @@ from fastapi_app.frame import SECURITY_HEADERS
 from tests.support.asgi import Answer, Lifespan, ask
 
 
-@pytest.fixture
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def configure(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     env = {
         "SECRET_KEY": "s" * 32,
-        "DATA_PATH": f"{tmp_path}/data",
-        "LIBRARY_PATH": f"{tmp_path}/library",
-        "DATABASE_URL": f"sqlite:///{tmp_path}/app.sqlite3",
+        "DATA_PATH": f"{home}/data",
+        "LIBRARY_PATH": f"{home}/library",
+        "DATABASE_URL": f"sqlite:///{home}/app.sqlite3",
     }
     for name, value in env.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    configure(monkeypatch, tmp_path)
     return monkeypatch
 
 
@@ -38,11 +42,14 @@ async def app(environment: pytest.MonkeyPatch) -> AsyncIterator[FastAPI]:
         yield app
 
 
-@pytest.fixture
-def legacy(environment: pytest.MonkeyPatch) -> Iterator[Flask]:
-    app = legacy_flask.create_app()
-    yield app
-    app.extensions["engine"].dispose()
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FastAPI, Flask]]:
+    """Both, made once: where there is no route nothing is changed, and no database is asked."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        configure(monkeypatch, tmp_path_factory.mktemp("sides"))
+        port, legacy = create_app(), legacy_flask.create_app()
+    yield port, legacy
+    legacy.extensions["engine"].dispose()
 
 
 def oracle(legacy: Flask, method: str, path: str) -> Answer:
@@ -89,8 +96,9 @@ PATHS = [
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"])
 @pytest.mark.parametrize("path", PATHS)
-async def test_what_no_route_answers_is_answered_as_ever(app: FastAPI, legacy: Flask, path: str, method: str) -> None:
-    assert comparable(oracle(legacy, method, path)) == comparable(await ask(app, method, path))
+async def test_what_no_route_answers_is_answered_as_ever(sides: tuple[FastAPI, Flask], path: str, method: str) -> None:
+    port, legacy = sides
+    assert comparable(oracle(legacy, method, path)) == comparable(await ask(port, method, path))
 
 
 async def test_every_answer_carries_the_security_headers(app: FastAPI) -> None:
