@@ -222,7 +222,9 @@ class Worker(rq.Worker):
     @override
     def heartbeat(self, timeout: int | None = None, pipeline: "Pipeline | None" = None) -> None:
         super().heartbeat(timeout, pipeline)
-        worker_registration.register(self, pipeline)  # Redis may have lost everything
+        about = {**self.serialize(), "state": self.get_state()}  # Redis may have lost everything
+        (self.connection if pipeline is None else pipeline).hset(self.key, mapping=about)
+        worker_registration.register(self, pipeline)
 
     @override
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:

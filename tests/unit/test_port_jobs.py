@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI, Request
 from sqlalchemy import event, insert, select, update
 
-from fastapi_app import containment, create_app, intake, jobs, leader, worker, working
+from fastapi_app import containment, create_app, intake, jobs, leader, queue, worker, working
 from fastapi_app.db import Db
 from fastapi_app.http import ApiError
 from fastapi_app.jobs import Kind, Report
@@ -427,6 +427,20 @@ def test_a_pool_that_would_wait_at_no_queue_or_have_no_workers_is_refused(
         worker._options(words)
 
     assert words[0] in capsys.readouterr().err
+
+
+def test_after_redis_has_lost_everything_a_worker_says_again_who_it_is(app: FastAPI, server: RedisServer) -> None:
+    one = worker.Worker(app.state.settings, ["media", "default"], 1)
+    one.register_birth()
+    one.set_state("idle")
+    with server.client() as client:
+        before = queue._see(client)["workers"]
+        client.flushall()
+        one.heartbeat()
+        after = queue._see(client)["workers"]
+
+    assert {"host": one.hostname, "state": "idle", "queues": ["media", "default"]}.items() <= after[0].items()
+    assert [worker | {"seen_at": None} for worker in before] == [worker | {"seen_at": None} for worker in after]
 
 
 async def test_a_contained_request_begins_no_job(app: FastAPI) -> None:
