@@ -21,14 +21,15 @@ from sqlalchemy.exc import InternalError, OperationalError
 
 from . import claiming, intake, progress, settings, thumbnails
 from .claiming import Lost
+from .commands import CommandError
 from .config import Settings
 from .containment import refuse
 from .db import DatabaseUnavailable, Db
 from .fetchers import shared
 from .files import inside, off_loop, safe_name
 from .http import ApiError
-from .indexing import probe
-from .media import find_ffmpeg, find_ffprobe
+from .indexing import read_probe
+from .media import answer_of, find_ffmpeg, find_ffprobe
 from .models import utcnow
 from .organizing import VIDEO_TYPES, nfo, target_path
 from .resolving import Resolver
@@ -305,9 +306,13 @@ class Drain:
         raise Failed("unexpected")  # its process was killed, or could not even begin
 
     async def _probe(self, path: Path) -> dict[str, Any]:
-        """Size, duration and quality. Raises Failed for what is no video."""
+        """Size, duration and quality. Raises Failed for what is no video, and when nobody can tell now."""
         ffprobe = await off_loop(find_ffprobe, self._config.ffmpeg, self._config.ffprobe)
-        found = await probe(ffprobe, path)
+        try:
+            found = read_probe(await answer_of(ffprobe, path)) if ffprobe else {}
+        except CommandError as error:
+            log.warning("what was downloaded could not be looked at: %s", error)
+            raise Failed("unexpected") from None
         if ffprobe and "quality" not in found:
             raise Failed("invalid_file")
         return {**found, "file_size": (await off_loop(path.stat)).st_size}

@@ -59,14 +59,19 @@ def find_ffprobe(ffmpeg: str, ffprobe: str = "ffprobe") -> str | None:
 
 async def ask(ffprobe: str, path: Path) -> bytes:
     """JSON: `format` with its duration, `streams` with type, codec and size. Empty when nothing can be told."""
+    try:
+        return await answer_of(ffprobe, path)
+    except commands.CommandError:
+        return b""
+
+
+async def answer_of(ffprobe: str, path: Path) -> bytes:
+    """What `ask` gives. Raises CommandError when the program did not answer, which says nothing about the file."""
     told = "stream=codec_type,codec_name,pix_fmt,width,height:format=duration"
     command = [ffprobe, "-v", "error", *READING, "-of", "json", "-show_entries", told, f"file:{path}"]
     if _is_ffmpeg(ffprobe):
         command = [ffprobe, "-nostdin", "-hide_banner", *READING, "-i", f"file:{path}"]
-    try:
-        done = await commands.run(command, timeout_s=PROBE_TIMEOUT_S)
-    except commands.CommandError:
-        return b""
+    done = await commands.run(command, timeout_s=PROBE_TIMEOUT_S)
     return read_banner(done.stderr) if _is_ffmpeg(ffprobe) else done.stdout
 
 

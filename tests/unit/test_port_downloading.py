@@ -1,6 +1,7 @@
 """Downloads of the port: claimed, fetched by yt-dlp from a local site, checked, and brought into the library."""
 
 import asyncio
+import dataclasses
 import hashlib
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import func, insert, select, update
 
-from fastapi_app import claiming, create_app, downloading, intake, working
+from fastapi_app import claiming, create_app, downloading, intake, media, working
 from fastapi_app.db import Db
 from fastapi_app.fetchers import Fetchers, shared
 from fastapi_app.files import safe_name
@@ -178,6 +179,28 @@ async def test_whatever_a_title_says_the_file_gets_a_name_in_its_folder(
     assert names == [(await row_of(app, download_id)).file_path for download_id in ids]
     found = (path for part in (config.library_path, config.downloads_path) for path in part.rglob("*"))
     assert {root / name for name in names} == {path for path in found if path.is_file()}
+
+
+async def test_a_file_about_which_ffprobe_says_nothing_in_time_is_kept_and_asked_about_again(
+    app: FastAPI, site: MediaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "slow"
+    slow.write_text(
+        f'#!/bin/sh\n[ -e {tmp_path}/asked ] || {{ touch {tmp_path}/asked; exec sleep 60; }}\nexec ffprobe "$@"\n'
+    )
+    slow.chmod(0o755)
+    monkeypatch.setattr(media, "PROBE_TIMEOUT_S", 1)
+    app.state.settings = dataclasses.replace(app.state.settings, ffprobe=str(slow))
+    download_id = await queued(app, f"{site.url}/direct.mp4")
+
+    await downloading.drain(app)
+    if (row := await row_of(app, download_id)).status == "pending":
+        assert ("unexpected", True) == (row.error_code, incoming(app, download_id).exists())
+        await asyncio.sleep(0.1)
+        await downloading.drain(app)
+
+    row = await row_of(app, download_id)
+    assert ("completed", 2, "DOWNLOADED") == (row.status, row.attempts, row.video_status)
 
 
 async def test_a_name_that_is_taken_gets_a_number_and_the_same_file_again_does_not(
