@@ -15,6 +15,7 @@ from pathlib import Path
 
 from flask import current_app, jsonify
 from sqlalchemy import select
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from . import events, jobs, media
 from .audit import audit
@@ -28,6 +29,7 @@ from .videos import DIRECT_TYPES, bp, titled
 KIND = "transcode"
 TIMEOUT_S = 6 * 3600
 MAX_DURATION = 10_000_000  # seconds
+PATIENCE_S, AGAIN_S = 60.0, 1.0  # with a database that is away, when all is done
 SLACK = 1024**3  # bytes by which the result may be larger than four times the original
 
 BUSY = "The video is being transcoded already"
@@ -124,16 +126,44 @@ def transcode(video_id: int, report: jobs.Report) -> dict:
         raise ApiError(500, FAILED) from None
     finally:
         unfinished.unlink(missing_ok=True)
+    file_path, file_size = target.relative_to(library).as_posix(), target.stat().st_size
     try:
-        return enter(video, target.relative_to(library).as_posix(), target.stat().st_size, duration)
+        return enter(video, file_path, file_size, duration)
     except BaseException:
-        target.unlink(missing_ok=True)
+        if not is_entered(video_id, file_path):
+            target.unlink(missing_ok=True)
         raise
 
 
+def is_entered(video_id: int, file_path: str) -> bool:
+    """Whether the row names the file: a commit that was cut off may have been done. While nobody knows, it stays."""
+    try:
+        return get_session().scalar(select(Video.file_path).where(Video.id == video_id)) == file_path
+    except SQLAlchemyError:
+        return True
+    finally:
+        close_session()
+
+
 def enter(before: Video, file_path: str, file_size: int, duration: float) -> dict:
+    """For a while also into a database that is away: the work of hours is done."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return enter_once(before, file_path, file_size, duration)
+        except (OperationalError, InterfaceError):
+            if time.monotonic() > until:
+                raise
+        time.sleep(AGAIN_S)
+
+
+def enter_once(before: Video, file_path: str, file_size: int, duration: float) -> dict:
+    """May be repeated after a commit of which nobody knows whether it was done."""
+    result = {"file_path": file_path, "file_size": file_size, "source": before.file_path}
     with transaction() as db:
         video = db.get(Video, before.id, with_for_update=True)
+        if video is not None and video.file_path == file_path:
+            return result
         if video is None or video.file_path != before.file_path:
             raise ApiError(409, CHANGED)
         video.file_path, video.file_size = file_path, file_size
@@ -141,7 +171,7 @@ def enter(before: Video, file_path: str, file_size: int, duration: float) -> dic
         audit(db, "videos.transcode", f"video:{video.id}", before=before.file_path, after=file_path)
         told = {"videos": [titled(video)], "fields": ["file_path", "file_size"], "file_moved": False}
         events.emit(db, "video.updated", told)
-    return {"file_path": file_path, "file_size": file_size, "source": before.file_path}
+    return result
 
 
 def convert(ffmpeg: str, source: Path, target: Path, report: jobs.Report) -> float:

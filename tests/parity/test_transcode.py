@@ -1,6 +1,7 @@
 """Real transcoding on both sides: the same file beside the same original, and nothing left of what breaks off."""
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import fastapi_app.transcoding
@@ -158,8 +160,9 @@ def test_a_video_that_was_changed_meanwhile_keeps_its_change(name: str, tmp_path
 
 
 @pytest.mark.parametrize("committed", [True, False])
+@both
 def test_a_database_that_goes_away_at_the_end_costs_neither_the_file_nor_the_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: bool
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     commit, tries = AsyncConnection.commit, list[bool]()
 
@@ -170,10 +173,20 @@ def test_a_database_that_goes_away_at_the_end_costs_neither_the_file_nor_the_wor
         if len(tries) == 1:
             raise ConnectionLost("The database is restarted.")
 
-    with opened("port", tmp_path) as side:
+    def cut_off_from_flask(_: DefaultDialect, connection: sqlite3.Connection) -> None:
+        tries.append(committed)
+        if committed or len(tries) > 1:
+            connection.commit()
+        if len(tries) == 1:
+            raise sqlite3.OperationalError("The database is restarted.")
+
+    with opened(name, tmp_path) as side:
         card(side.library / "Test - Cards.mkv")
         side.index()
-        monkeypatch.setattr(AsyncConnection, "commit", cut_off)
+        if name == "port":
+            monkeypatch.setattr(AsyncConnection, "commit", cut_off)
+        else:
+            monkeypatch.setattr(DefaultDialect, "do_commit", cut_off_from_flask)
 
         result = transcode(side)
 
