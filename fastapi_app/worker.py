@@ -252,12 +252,21 @@ class Worker(rq.Worker):
 
 def kill_children() -> None:
     """Whatever has this process for its parent, and what becomes its child by that."""
-    while children := list(_children()):
+    while _has_children() and (children := list(_children())):
         for pid in children:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             with suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+
+
+def _has_children() -> bool:
+    """Asked after every job: to look through all processes takes longer than many a job."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _children() -> Iterator[int]:
