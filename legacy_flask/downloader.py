@@ -53,15 +53,17 @@ class Downloader:
             return
         self.stopping = True
         self.more.set()
-        threads = [thread for thread in (self.thread, *self.tasks.values()) if thread]
+        deadline = time.monotonic() + STOP_S
+        if self.thread:  # first: what it is just claiming is to be put back, too
+            self.thread.join(STOP_S)
+        tasks = dict(self.tasks)
         with self.app.app_context():
-            for task in list(self.tasks):
+            for task in tasks:
                 try:
                     downloading.release(task)
                 except (downloading.Lost, SQLAlchemyError):
                     continue
-        deadline = time.monotonic() + STOP_S
-        for thread in threads:
+        for thread in tasks.values():
             thread.join(max(0.0, deadline - time.monotonic()))
         self.thread, self.stopping = None, False
 

@@ -16,7 +16,7 @@ from flask import Flask
 from sqlalchemy import select, update
 from sqlalchemy.orm import sessionmaker
 
-from legacy_flask import create_app
+from legacy_flask import create_app, downloading
 from legacy_flask.files import safe_name
 from legacy_flask.http import ApiError
 from legacy_flask.models import Artist, Download, Setting, Video, Webhook, WebhookDelivery, utcnow
@@ -317,6 +317,26 @@ def test_a_server_that_was_killed_leaves_no_process_and_the_next_goes_on(
     assert (row.status, row.attempts) == ("completed", 2)
     assert len(media.ranges("/slow.mp4")) == 1
     assert digest(world.library / str(row.file_path)) == expected(600_000)
+
+
+def test_what_is_just_being_claimed_when_the_process_ends_is_put_back(
+    world: World, media: MediaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloader, claim = world.app.extensions["downloader"], downloading.claim
+
+    def claim_late() -> downloading.Task | None:
+        task = claim()
+        wait_until(lambda: downloader.stopping, "the end of the process")
+        return task
+
+    monkeypatch.setattr(downloading, "claim", claim_late)
+    download_id = world.put(f"{media.url}/slow.mp4?size=9000000")
+    downloader.wake()
+    wait_until(lambda: world.row(download_id).status == "downloading", "the claim")
+
+    downloader.stop()
+
+    assert (world.row(download_id).status, downloader.tasks, children()) == ("pending", {}, [])
 
 
 @pytest.mark.parametrize(("attempts", "end"), [(1, ("completed", None)), (3, ("failed", "worker_lost"))])
