@@ -219,9 +219,10 @@ def pause(backoff_s: float, attempts: int) -> timedelta:
 
 
 async def release(db: Db, row: Any) -> None:
-    """Put back what could go on, for the next who looks."""
+    """Put back what could go on, for the next who looks. Nothing has failed: as many attempts are left as before."""
+    back = {"status": "pending", "max_attempts": downloads.c.max_attempts + 1, "updated_at": utcnow(), **_AT_REST}
     async with db.transaction() as connection:
-        await _end(connection, row, {"status": "pending", "updated_at": utcnow(), **_AT_REST})
+        await _end(connection, row, back)
 
 
 async def take_back(request: Request, db: Db) -> int:

@@ -399,6 +399,7 @@ async def test_who_is_told_to_stop_puts_back_what_is_not_done(app: FastAPI, site
 
     row = await row_of(app, download_id)
     assert ("pending", 1, None, None) == (row.status, row.attempts, row.retry_at, row.error_code)
+    assert 3 == row.max_attempts - row.attempts  # to be stopped is no failure: as many are left as before
     assert incoming(app, download_id).exists()
     await closed(site)
 
