@@ -34,6 +34,7 @@ MAX_BACKOFF_S = 300.0
 UNEXPECTED = "The work was ended by an unexpected error"
 TOO_LONG = "The work took too long"
 GONE = "The process that did the work is gone"
+INCOMPLETE = "A part of the work was cancelled"
 
 Report = Callable[[int, str], Awaitable[None]]
 Work = Callable[[Request, Mapping[str, Any], Report], Coroutine[Any, Any, dict[str, Any]]]
@@ -183,7 +184,7 @@ async def sum_up(connection: AsyncConnection, parent_id: str) -> None:
     percent = sum(100 if part.status not in ACTIVE else part.progress for part in parts) // len(parts)
     values: dict[str, Any] = {"progress": percent, "message": f"{len(over)} of {len(parts)} parts"}
     if len(over) == len(parts):
-        error = next((part.error for part in parts if part.status != "completed"), None)
+        error = next((part.error or INCOMPLETE for part in parts if part.status != "completed"), None)
         result = _added([parent.result or {}, *(part.result or {} for part in parts)])
         values |= {"status": "failed" if error else "completed", "result": result, "error": error}
         values |= {"active_type": None, "finished_at": utcnow()}

@@ -173,8 +173,8 @@ async def put_waiting(app: FastAPI) -> None:
         return
     known = await off_loop(app.state.queue.waiting)
     for row in rows:
-        if row.id not in known:
-            await app.state.queue.put(row.type, row.id)
+        if row.id not in known and not await app.state.queue.put(row.type, row.id):
+            break  # Redis is away: the next look begins here
     async with db.transaction() as connection:
         unseen = and_(waits, jobs.c.updated_at < now - SIGN_EVERY)
         await connection.execute(update(jobs).where(unseen).values(updated_at=now))

@@ -218,7 +218,8 @@ class Job:
                 continue
             with contextlib.suppress(*_AWAY):
                 self._lost = await self._db.row(ours) is None
-        working.cancel()
+        if not working.cancelling():  # or it would be disturbed while it clears away
+            working.cancel()
 
     async def _write(self, values: dict[str, Any]) -> None:
         """A sign of life, at least. Whoever has lost the row gets no further."""

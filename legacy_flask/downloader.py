@@ -41,6 +41,7 @@ class Downloader:
         with self.lock:
             if self.pid != os.getpid():  # threads do not survive a fork
                 self.pid, self.thread, self.tasks = os.getpid(), None, {}
+                Finalize(None, stop_all, exitpriority=1)  # unlike atexit also in a process of multiprocessing
             self.looked_at = time.monotonic()
             self.more.set()
             if self.thread is None:
@@ -112,9 +113,6 @@ downloaders: WeakSet[Downloader] = WeakSet()
 def stop_all() -> None:
     for downloader in list(downloaders):
         downloader.stop()
-
-
-Finalize(None, stop_all, exitpriority=1)  # at exit, unlike atexit also of a process that multiprocessing has made
 
 
 def init_app(app: Flask) -> None:

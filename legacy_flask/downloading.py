@@ -198,8 +198,8 @@ def write(task: Task, **values) -> None:
 
 
 def release(task: Task) -> None:
-    """Put it back as it is. Raises Lost."""
-    write(task, status="pending", speed=None, eta=None)
+    """Put it back as it is. Nothing has failed: as many attempts are left as before. Raises Lost."""
+    write(task, status="pending", speed=None, eta=None, max_attempts=Download.max_attempts + 1)
 
 
 def own(db, task: Task, *conditions) -> Download:

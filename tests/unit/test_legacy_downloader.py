@@ -101,10 +101,13 @@ class World:
 def server(world: World, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """Another process of the application, that has begun to download."""
     script = "import legacy_flask as a, time; a.create_app().extensions['downloader'].wake(); time.sleep(600)"
-    config = {name: str(world.app.config[name]) for name in ("DATABASE_URL", "DATA_PATH", "LIBRARY_PATH")}
-    config |= {"SECRET_KEY": "s" * 32, "ALLOWED_NETWORKS": MediaServer.allowed}
-    with child([sys.executable, "-c", script], log, env=os.environ | config) as process:
+    with child([sys.executable, "-c", script], log, env=variables(world)) as process:
         yield process
+
+
+def variables(world: World) -> dict[str, str]:
+    config = {name: str(world.app.config[name]) for name in ("DATABASE_URL", "DATA_PATH", "LIBRARY_PATH")}
+    return os.environ | config | {"SECRET_KEY": "s" * 32, "ALLOWED_NETWORKS": MediaServer.allowed}
 
 
 def children(of: int = 0) -> list[int]:
@@ -317,6 +320,26 @@ def test_a_server_that_was_killed_leaves_no_process_and_the_next_goes_on(
     assert (row.status, row.attempts) == ("completed", 2)
     assert len(media.ranges("/slow.mp4")) == 1
     assert digest(world.library / str(row.file_path)) == expected(600_000)
+
+
+@pytest.mark.parametrize("fork", ["False", "os.fork()"], ids=["started", "forked by a server that has loaded it"])
+def test_a_process_that_ends_puts_back_what_it_downloads(world: World, media: MediaServer, fork: str) -> None:
+    script = f"""
+import legacy_flask, os, sys
+app = legacy_flask.create_app()
+if {fork}:
+    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+app.extensions["downloader"].wake()
+sys.stdin.read()
+"""
+    download_id = world.put(f"{media.url}/slow.mp4?size=9000000&rate=150000")
+    part = world.incoming / str(download_id) / "video.mp4.part"
+    with subprocess.Popen([sys.executable, "-c", script], env=variables(world), stdin=subprocess.PIPE) as process:
+        wait_until(lambda: part.exists() and part.stat().st_size > 50_000, "the first bytes", PATIENCE_S)
+
+    row = world.row(download_id)
+    assert (process.returncode, row.status, row.attempts) == (0, "pending", 1)
+    assert 3 == row.max_attempts - row.attempts  # to be stopped is no failure: as many are left as before
 
 
 def test_what_is_just_being_claimed_when_the_process_ends_is_put_back(
