@@ -10,15 +10,18 @@ from typing import Any, Protocol
 from unittest.mock import patch
 
 from fastapi import Request
+from flask import Flask
 from sqlalchemy import Engine
 
-import fastapi_app
 import fastapi_app.indexing
 import fastapi_app.intake
 import legacy_flask
 import legacy_flask.indexing
 import legacy_flask.intake
 from fastapi_app.db import Db
+from legacy_flask.db import open_engine
+
+from .made_once import create_port, flask_app, sqlite
 
 Answer = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # moved, failed
 
@@ -40,24 +43,24 @@ class Side(Protocol):
 
 class _Rows:
     def __init__(self, engine: Engine, home: Path) -> None:
-        self._engine = engine
+        self.engine = engine
         self.downloads, self.library = home / "downloads", home / "library"
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return [tuple(row) for row in connection.exec_driver_sql(query)]
 
     def execute(self, statement: str) -> None:
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.exec_driver_sql(statement)
 
 
 class LegacySide(_Rows):
     """Every call in an application context of its own."""
 
-    def __init__(self, home: Path) -> None:
-        self.app = legacy_flask.create_app()
-        super().__init__(self.app.extensions["engine"].execution_options(write=True), home)
+    def __init__(self, app: Flask, home: Path) -> None:
+        self.app = app
+        super().__init__(app.extensions["engine"].execution_options(write=True), home)
 
     def waiting(self) -> list[Any]:
         with self.app.test_request_context():
@@ -83,9 +86,9 @@ class LegacySide(_Rows):
 class PortSide(_Rows):
     """Every call in the same loop."""
 
-    def __init__(self, engine: Engine, home: Path, runner: asyncio.Runner) -> None:
-        super().__init__(engine, home)
-        self.app = fastapi_app.create_app()
+    def __init__(self, url: str, home: Path, runner: asyncio.Runner) -> None:
+        super().__init__(open_engine(url).execution_options(write=True), home)
+        self.app = create_port()
         self.run = runner.run
         self.run(self.app.state.database.prepare())
         self.request = Request({"type": "http", "app": self.app, "headers": [], "client": None, "state": {}})
@@ -115,18 +118,23 @@ class PortSide(_Rows):
 @contextmanager
 def opened(name: str, home: Path, database_url: str = "", **env: str) -> Iterator[Side]:
     """`name` is "legacy" or "port"; the database is a new SQLite file unless a URL is given."""
+    if name == "legacy" and not env:
+        with flask_app(home, database_url) as app:
+            yield LegacySide(app, home)
+        return
+    url = database_url or sqlite(home / "app.sqlite3")
     folders = {f"{folder.upper()}_PATH": str(home / folder) for folder in ("data", "library", "downloads")}
-    url = database_url or f"sqlite:///{home}/app.sqlite3"
     with patch.dict(os.environ, {"SECRET_KEY": "s" * 32, "DATABASE_URL": url, **folders, **env}):
-        legacy = LegacySide(home)  # makes the tables, and reads them for the port
         if name == "legacy":
-            yield legacy
+            app = legacy_flask.create_app()
+            yield LegacySide(app, home)
+            app.extensions["engine"].dispose()
         else:
             with asyncio.Runner() as runner:
-                side = PortSide(legacy._engine, home, runner)
+                side = PortSide(url, home, runner)
                 yield side
                 side.run(side.app.state.database.dispose())
-        legacy.app.extensions["engine"].dispose()
+            side.engine.dispose()
 
 
 def fill(folder: Path, names: Iterable[str]) -> None:

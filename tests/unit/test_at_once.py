@@ -12,7 +12,6 @@ from fastapi import FastAPI, Request
 from flask import Flask
 from sqlalchemy import text
 
-import fastapi_app
 import fastapi_app.jobs
 import fastapi_app.playlists
 import fastapi_app.spotify
@@ -27,6 +26,7 @@ from fastapi_app.kinds import ERRANDS, KINDS
 from fastapi_app.models import utcnow
 from fastapi_app.queue import Queue
 from fastapi_app.upstreams.youtube import PlaylistItem
+from tests.support import made_once
 from tests.support.asgi import Lifespan, ask
 from tests.support.databases import create_database
 from tests.support.redis_server import redis_server
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.parametrize("database", ["sqlite", "mariadb"], indirect
 @pytest.fixture
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/app.sqlite3"
+        return made_once.sqlite(tmp_path / "app.sqlite3")
     return create_database(request.getfixturevalue("mariadb_server"), "at_once")
 
 
@@ -55,16 +55,14 @@ def _environment(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def flask_app(_environment: None) -> Iterator[Flask]:
-    app = legacy_flask.create_app()
-    yield app
-    app.extensions["upstream"].close()
-    app.extensions["engine"].dispose()
+def flask_app(_environment: None, database: str, tmp_path: Path) -> Iterator[Flask]:
+    with made_once.flask_app(tmp_path, database) as app:
+        yield app
 
 
 @pytest.fixture
 async def port(flask_app: Flask) -> AsyncIterator[FastAPI]:
-    app = fastapi_app.create_app()
+    app = made_once.create_port()
     async with Lifespan(app):
         yield app
 

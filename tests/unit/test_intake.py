@@ -26,6 +26,20 @@ ANYWHERE = pytest.mark.parametrize("side", ["legacy", "port", "legacy on mariadb
 FILE_PATHS = "SELECT file_path FROM videos ORDER BY file_path"
 
 
+@pytest.fixture(scope="module")
+def quick_ffprobe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PATH. What the files hold is no video anyway, and the true one takes 0.1 s to say so."""
+    folder = tmp_path_factory.mktemp("bin")
+    for name in ("ffmpeg", "ffprobe"):  # they are looked for side by side
+        program(folder / name, "exit 1")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _quick(quick_ffprobe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{quick_ffprobe}:{os.environ['PATH']}")
+
+
 @pytest.fixture(params=["legacy", "port"])
 def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Side]:
     name, _, database = request.param.partition(" on ")

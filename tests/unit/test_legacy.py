@@ -23,6 +23,7 @@ from legacy_flask.models import name_key, sort_name
 from legacy_flask.seed import seed, set_admin
 from tests.cases import CASES, PASSWORDS, REQUIRED
 from tests.support.databases import create_database
+from tests.support.made_once import flask_app
 from tests.support.processes import many_open_files, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -37,10 +38,9 @@ def make_app(root: Path, **config: Any) -> Flask:
 
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[Flask]:
-    app = make_app(tmp_path)
-    seed(app, "small", demo=True)
-    yield app
-    app.extensions["engine"].dispose()
+    with flask_app(tmp_path) as app:
+        seed(app, "small", demo=True)
+        yield app
 
 
 @pytest.fixture(params=["sqlite", "mariadb"])
@@ -49,10 +49,9 @@ def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Flask]:
     url = ""
     if request.param == "mariadb":
         url = create_database(request.getfixturevalue("mariadb_server"), "legacy")
-    app = make_app(tmp_path, DATABASE_URL=url)
-    seed(app, "small", demo=True)
-    yield app
-    app.extensions["engine"].dispose()
+    with flask_app(tmp_path, url) as app:
+        seed(app, "small", demo=True)
+        yield app
 
 
 def sign_in(app: Flask, user: str, password: str = "") -> tuple[FlaskClient, TestResponse]:
@@ -214,13 +213,15 @@ def test_nobody_is_let_in_without_a_database(without_database: FlaskClient, path
     assert answer.json == {"error": "The database is not available"}
 
 
-def test_an_unexpected_error_says_nothing_about_itself(app: Flask) -> None:
+def test_an_unexpected_error_says_nothing_about_itself(tmp_path: Path) -> None:
+    app = make_app(tmp_path)
     app.add_url_rule("/boom", view_func=lambda: 1 / 0)
     answer = app.test_client().get("/boom")
 
     assert answer.status_code == 500
     assert answer.json == {"error": "Internal server error"}
     assert answer.headers["X-Frame-Options"] == "DENY"
+    app.extensions["engine"].dispose()
 
 
 def test_a_role_that_does_not_exist_may_do_nothing(app: Flask) -> None:

@@ -13,7 +13,6 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import insert, text
 
-from fastapi_app import create_app
 from fastapi_app.db import Database
 from fastapi_app.identity import token_hash
 from fastapi_app.jwts import ACCESS, AUDIENCE, ISSUER, REFRESH, Signer, key_id
@@ -22,6 +21,7 @@ from fastapi_app.passwords import hash_password
 from fastapi_app.sessions import LIFETIME
 from tests.support.asgi import Answer, Lifespan, ask
 from tests.support.databases import create_database
+from tests.support.made_once import create_port, sqlite
 
 SECRET, PASSWORD = "s" * 32, "Right-pass-1"
 ON_BOTH = pytest.mark.parametrize("app", ["sqlite", "mariadb"], indirect=True)
@@ -69,7 +69,7 @@ async def app(
     if getattr(request, "param", "sqlite") == "mariadb":
         url = create_database(request.getfixturevalue("mariadb_server"), "port_auth")
     else:
-        url = f"sqlite:///{tmp_path}/app.sqlite3"
+        url = sqlite(tmp_path / "app.sqlite3")
     env = {
         "SECRET_KEY": SECRET,
         "BCRYPT_ROUNDS": "4",
@@ -79,7 +79,7 @@ async def app(
     }
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    app = create_app()
+    app = create_port()
     async with Lifespan(app):
         hashed = await hash_password(PASSWORD, 4)
         rows = [{"username": name, "password_hash": hashed, "role": "user"} for name in ("alice", "bob")]
@@ -173,7 +173,7 @@ async def test_of_twenty_refreshes_at_once_one_succeeds_and_its_successor_works(
 @ON_BOTH
 async def test_of_twenty_refreshes_by_two_workers_one_succeeds(app: FastAPI) -> None:
     token = (await tokens(app))["refresh_token"]
-    other = create_app()
+    other = create_port()
     async with Lifespan(other):
         answers = await asyncio.gather(*(refresh((app, other)[n % 2], token) for n in range(20)))
     assert [200] + [401] * 19 == sorted(answer.status for answer in answers)
@@ -401,7 +401,7 @@ async def test_nobody_is_signed_out_by_a_new_key(app: FastAPI, monkeypatch: pyte
     client, bought = await browser(app), await tokens(app)
     monkeypatch.setenv("SECRET_KEY", NEW)
     monkeypatch.setenv("SECRET_KEY_FALLBACKS", f"{OLD}, {SECRET}")
-    changed = create_app()
+    changed = create_port()
     async with Lifespan(changed):
         client._app = changed
         assert 201 == (await client(*CHANGE, x_csrf_token=client.cookies["csrf_token"])).status
@@ -409,7 +409,7 @@ async def test_nobody_is_signed_out_by_a_new_key(app: FastAPI, monkeypatch: pyte
         successor = json.loads((await refresh(changed, bought["refresh_token"])).body)
         assert "alice" == await client.whoami()
     monkeypatch.delenv("SECRET_KEY_FALLBACKS")
-    later = create_app()
+    later = create_port()
     async with Lifespan(later):
         client._app = later
         assert "alice" == await client.whoami()  # the cookie was signed again with every answer
@@ -421,7 +421,7 @@ async def test_workers_without_a_configured_key_share_the_one_that_was_made(
     app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SECRET_KEY")
-    first, second = create_app(), create_app()
+    first, second = create_port(), create_port()
     token = first.state.signer.mint(ACCESS, 1, "sid", "")
     assert second.state.signer.verify(token, ACCESS)
     for one in (first, second):

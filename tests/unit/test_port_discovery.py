@@ -21,8 +21,6 @@ from hypothesis import strategies as st
 from sqlalchemy import insert, select, update
 from sqlalchemy.engine import Row
 
-import legacy_flask
-from fastapi_app import create_app
 from fastapi_app.db import Db
 from fastapi_app.http import ApiError
 from fastapi_app.kinds import KINDS
@@ -40,7 +38,8 @@ from legacy_flask.upstreams import wikipedia as legacy_wikipedia
 from legacy_flask.upstreams import youtube as legacy_youtube
 from tests.support.asgi import Answer, Lifespan, ask
 from tests.support.databases import create_database
-from tests.support.redis_server import RedisServer
+from tests.support.made_once import create_port, flask_app
+from tests.support.redis_server import RedisServer, redis_server
 from tests.support.upstreams import Upstream
 from tests.upstream.catalogue import songs
 
@@ -201,35 +200,42 @@ class Library:
             return list(connection.execute(Video.__table__.select().where(Video.id > 60)))
 
 
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
 @pytest.fixture
 async def library(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, upstream: Upstream
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    upstream: Upstream,
+    redis: RedisServer,
 ) -> AsyncIterator[Library]:
-    url = f"sqlite:///{tmp_path}/app.sqlite3"
+    url = ""
     if getattr(request, "param", "sqlite") == "mariadb":
         url = create_database(request.getfixturevalue("mariadb_server"), "port_discovery")
-    env = {"DATABASE_URL": url, "DATA_PATH": f"{tmp_path}/data", "LIBRARY_PATH": f"{tmp_path}/library"}
-    env |= {"SECRET_KEY": "s" * 32, "BCRYPT_ROUNDS": "4", "ALLOWED_NETWORKS": "127.0.0.1/32"}
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
-    redis = RedisServer(tmp_path)
-    redis.start()
-    legacy = legacy_flask.create_app()
-    monkeypatch.setenv("REDIS_URL", redis.url)
-    port = create_app()
-    seed(legacy, "small", demo=True)
-    name, password, _ = DEMO_USERS[0]
-    signed_in = legacy.test_client().post("/auth/login", json={"username": name, "password": password})
-    cookie = "; ".join(one.partition(";")[0] for one in signed_in.headers.getlist("Set-Cookie"))
-    library = Library(legacy, port, cookie)
-    with legacy.extensions["engine"].execution_options(write=True).begin() as connection:
-        keys = list(upstream.settings)
-        connection.execute(Setting.__table__.delete().where(Setting.key.in_(keys)))
-        connection.execute(insert(Setting), [{"key": key, "value": upstream.settings[key]} for key in keys])
-    async with Lifespan(port):
-        yield library
-    legacy.extensions["engine"].dispose()
-    redis.stop()
+    with redis.client() as client:
+        client.flushall()
+    with flask_app(tmp_path, url, ALLOWED_NETWORKS="127.0.0.1/32") as legacy:
+        env = {name: str(legacy.config[name]) for name in ("DATABASE_URL", "SECRET_KEY", "DATA_PATH", "LIBRARY_PATH")}
+        env |= {"BCRYPT_ROUNDS": "4", "ALLOWED_NETWORKS": "127.0.0.1/32", "REDIS_URL": redis.url}
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        port = create_port()
+        seed(legacy, "small", demo=True)
+        name, password, _ = DEMO_USERS[0]
+        signed_in = legacy.test_client().post("/auth/login", json={"username": name, "password": password})
+        cookie = "; ".join(one.partition(";")[0] for one in signed_in.headers.getlist("Set-Cookie"))
+        library = Library(legacy, port, cookie)
+        with legacy.extensions["engine"].execution_options(write=True).begin() as connection:
+            keys = list(upstream.settings)
+            connection.execute(Setting.__table__.delete().where(Setting.key.in_(keys)))
+            connection.execute(insert(Setting), [{"key": key, "value": upstream.settings[key]} for key in keys])
+        async with Lifespan(port):
+            yield library
 
 
 def same_artists(library: Library) -> list[int]:

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI, Request
 from sqlalchemy import event, insert, select, update
 
-from fastapi_app import containment, create_app, intake, jobs, leader, queue, worker, working
+from fastapi_app import containment, intake, jobs, leader, queue, worker, working
 from fastapi_app.db import Db
 from fastapi_app.http import ApiError
 from fastapi_app.jobs import Kind, Report
@@ -20,6 +20,7 @@ from fastapi_app.models import audit_log, utcnow
 from fastapi_app.models import jobs as table
 from tests.support.asgi import Lifespan
 from tests.support.databases import create_database
+from tests.support.made_once import create_port, sqlite
 from tests.support.redis_server import RedisServer, redis_server
 
 Work = Callable[[Report], Awaitable[dict[str, Any]]]
@@ -35,8 +36,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 async def app(
     request: pytest.FixtureRequest, tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[FastAPI]:
-    database = f"sqlite:///{tmp_path}/app.sqlite3"
-    if getattr(request, "param", "sqlite") == "mariadb":
+    if getattr(request, "param", "sqlite") == "sqlite":
+        database = sqlite(tmp_path / "app.sqlite3")
+    else:
         database = create_database(request.getfixturevalue("mariadb_server"), "jobs")
     env = {"SECRET_KEY": "s" * 32, "DATA_PATH": str(tmp_path / "data"), "LIBRARY_PATH": str(tmp_path / "library")}
     env |= {"DATABASE_URL": database, "REDIS_URL": server.url}
@@ -44,7 +46,7 @@ async def app(
         monkeypatch.setenv(name, value)
     with server.client() as client:
         client.flushall()
-    app = create_app()
+    app = create_port()
     async with Lifespan(app):
         yield app
 
@@ -328,6 +330,19 @@ async def test_the_last_part_that_ends_completes_the_whole_with_the_sum(
         row.result,
         row.active_type,
     )
+
+
+async def test_a_whole_of_which_a_part_was_cancelled_has_failed(app: FastAPI) -> None:
+    job_id = await start(app)
+    await change_row(app, job_id, status="running", runner=None)
+    await jobs.start_parts(working.request_of(app), job_id, "index", [{}])
+
+    async with app.state.database.transaction() as connection:
+        await jobs.cancel(connection, f"{job_id}-0")
+        await jobs.sum_up(connection, job_id)
+
+    row = await row_of(app, job_id)
+    assert ("failed", jobs.INCOMPLETE) == (row.status, row.error)
 
 
 async def test_parts_of_what_is_cancelled_are_cancelled(app: FastAPI) -> None:

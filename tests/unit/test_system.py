@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import pytest
 import rq
+from flask import Flask
 from redis import Redis
 from rq.serializers import JSONSerializer
 
@@ -28,6 +29,7 @@ from legacy_flask.db import StartupError as LegacyStartupError
 from legacy_flask.seed import seed
 from tests.cases import PASSWORDS
 from tests.support.asgi import Lifespan, ask
+from tests.support.made_once import create_port, flask_app
 from tests.support.processes import free_port, wait_until
 from tests.support.redis_server import RedisServer
 
@@ -47,10 +49,9 @@ class Got(NamedTuple):
 class Side:
     """One application, asked by an admin."""
 
-    def __init__(self, name: str, home: Path, cleanup: ExitStack) -> None:
+    def __init__(self, name: str, home: Path, legacy: Flask, cleanup: ExitStack) -> None:
         self.name, self.home = name, home
-        self._legacy = legacy_flask.create_app()
-        cleanup.callback(self._legacy.extensions["engine"].dispose)
+        self._legacy = legacy
         cleanup.callback(close_log, self._legacy.logger)  # all applications of a process share it
         seed(self._legacy, "small", demo=True)
         self._client = self._legacy.test_client()
@@ -58,7 +59,7 @@ class Side:
         assert 200 == self._client.post("/auth/login", json=credentials, headers={"Origin": ORIGIN}).status_code
         if name == "port":
             self.loop = cleanup.enter_context(asyncio.Runner())
-            self.port = fastapi_app.create_app()
+            self.port = create_port()
             life = Lifespan(self.port)
             self.loop.run(life.__aenter__())
             assert not life.failed
@@ -114,7 +115,12 @@ def running(name: str, home: Path, **env: str) -> Iterator[Side]:
         **env,
     }
     with ExitStack() as cleanup, patch.dict(os.environ, base):
-        yield Side(name, home, cleanup)
+        if env and name == "legacy":
+            legacy = legacy_flask.create_app()
+            cleanup.callback(legacy.extensions["engine"].dispose)
+        else:
+            legacy = cleanup.enter_context(flask_app(home))
+        yield Side(name, home, legacy, cleanup)
 
 
 @pytest.fixture(params=SIDES)
