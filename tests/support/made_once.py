@@ -29,7 +29,9 @@ def sqlite(path: Path) -> str:
 def _tables() -> bytes:
     with TemporaryDirectory() as folder:
         path = Path(folder, "app.sqlite3")
-        db.create_tables(db.open_engine(f"sqlite:///{path}"))
+        engine = db.open_engine(f"sqlite:///{path}")
+        db.create_tables(engine)
+        engine.dispose()  # with the last connection everything is in this one file
         return path.read_bytes()
 
 
