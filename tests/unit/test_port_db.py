@@ -27,6 +27,12 @@ EVERYWHERE = pytest.mark.parametrize("database", ["sqlite", "aiomysql", "asyncmy
 ON_A_SERVER = pytest.mark.parametrize("database", ["aiomysql", "asyncmy"], indirect=True)
 
 
+@pytest.fixture(scope="module")
+def on_a_server(mariadb_server: str) -> str:
+    """The address of a database for one test after the other."""
+    return create_database(mariadb_server, "port_db")
+
+
 @pytest.fixture
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
     """With two rows that are always changed together: `n` and `m`. On SQLite, or where the test says so."""
@@ -34,11 +40,10 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
     if driver == "sqlite":
         url = f"sqlite:///{tmp_path}/db.sqlite3"
     else:
-        url = create_database(request.getfixturevalue("mariadb_server"), "port_db").replace(
-            "mysql:", f"mysql+{driver}:"
-        )
+        url = request.getfixturevalue("on_a_server").replace("mysql:", f"mysql+{driver}:")
     database = Database(url, pool_size=SIZE, max_overflow=EXTRA, wait_s=20)
     async with database.transaction() as connection:
+        await connection.run_sync(login_attempts.drop, checkfirst=True)
         await connection.run_sync(login_attempts.create)
         rows = [{"key": key, "count": 0, "window_start": utcnow()} for key in "nm"]
         await connection.execute(insert(login_attempts), rows)

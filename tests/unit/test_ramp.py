@@ -89,7 +89,7 @@ class World:
     def held(self) -> bool:
         return self.leads
 
-    def run(self, seconds: float, *, rate: int = 100, failing: float = 0.0, slower: float = 1.0) -> None:
+    def run(self, seconds: float, *, rate: int = 1000, failing: float = 0.0, slower: float = 1.0) -> None:
         """Let time go by with `rate` requests per second and route, spread as the weight says."""
         for _ in range(round(seconds * 4)):
             for key in ("a", "b"):
@@ -134,7 +134,7 @@ def test_a_good_port_goes_up_all_steps_and_each_takes_its_time(world: World) -> 
 
 def test_without_traffic_nothing_advances_and_the_missing_evidence_is_named(world: World) -> None:
     world.run_until(5, rate=0)
-    world.run(120, rate=0)
+    world.run(60, rate=0)
     assert 5 == world.weight()
     step = world.seen().step
     assert step is not None
@@ -191,7 +191,7 @@ def test_a_port_that_was_mended_begins_again_although_the_shadow_has_seen_worse(
     assert 0 == world.weight()
     for matched in range(200, 10_000, 50):
         world.traffic.outcomes["a"] = {Outcome.MATCHED: matched, Outcome.MISMATCHED: 100}
-        world.run(0.25)
+        world.run(0.25, rate=100)
     assert 5 == world.weight()
 
 
@@ -215,15 +215,15 @@ def test_subjects_that_are_missing_on_one_side_hold_the_ramp(world: World) -> No
 def test_a_weight_that_a_person_raises_is_where_the_ramp_goes_on(world: World) -> None:
     world.run_until(5)
     world.flags.set_weight("a", 20, by="ann")
-    world.run(8)
+    world.run(8, rate=100)
     assert 20 == world.weight()
-    assert world.run_until(50) > 2
+    assert world.run_until(50, rate=100) > 2
 
 
 def test_a_weight_that_a_person_lowers_pauses_until_somebody_raises_it(world: World) -> None:
     world.run_until(50)
     world.flags.set_weight("a", 5, by="ann")
-    world.run(200)
+    world.run(60)
     assert (5, "ann set a from 50 % to 5 %") == (world.weight(), world.seen().paused)
 
     world.flags.set_weight("a", 6, by="ann")
@@ -234,7 +234,7 @@ def test_a_paused_ramp_goes_on_when_it_is_resumed_and_still_rolls_back(world: Wo
     world.run_until(5)
     world.run(SAVE_S)
     pause(world.state, "a", by="ann", why="lunch")
-    world.run(200)
+    world.run(60)
     assert (5, "paused by ann: lunch") == (world.weight(), world.seen().paused)
     resume(world.state, "a")
     world.run_until(50)
@@ -297,7 +297,7 @@ def test_nothing_advances_while_something_stands_in_the_way(world: World, obstac
     else:
         world.ported = obstacle != "unported"
         world.leads = obstacle != "lease"
-    world.run(60)
+    world.run(40)
     assert bool(world.seen().frozen) == (obstacle != "lease")
 
     if obstacle == "override":
