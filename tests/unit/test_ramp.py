@@ -146,7 +146,7 @@ def test_a_port_that_fails_goes_to_0_rests_twice_as_long_each_time_and_begins_ag
     rests = []
     for _ in range(3):
         world.run_until(5)
-        world.run_until(0, 60, failing=0.5)
+        world.run_until(0, 60, rate=100, failing=0.5)
         rests.append(world.run_until(5))
     assert [10, 20, 40] == [pytest.approx(rest_s, abs=6) for rest_s in rests]
     (back, *_) = [event for event in world.flags.audit() if event.action == "rollback"]
@@ -156,7 +156,7 @@ def test_a_port_that_fails_goes_to_0_rests_twice_as_long_each_time_and_begins_ag
 
 def test_a_slow_port_goes_back(world: World) -> None:
     world.run_until(50)
-    world.run_until(0, 60, slower=4)
+    world.run_until(0, 60, rate=100, slower=4)
     assert "latency" in world.flags.audit()[-1].why
 
 
@@ -178,7 +178,7 @@ def test_a_port_that_answers_differently_goes_back(world: World) -> None:
 def test_after_the_last_step_the_watch_goes_on(world: World) -> None:
     world.run_until(100)
     world.run(30)
-    world.run_until(0, 60, failing=0.3)
+    world.run_until(0, 60, rate=100, failing=0.3)
     assert 1 == world.seen().rollbacks
 
 
@@ -198,7 +198,7 @@ def test_a_port_that_was_mended_begins_again_although_the_shadow_has_seen_worse(
 def test_subjects_that_are_missing_on_one_side_hold_the_ramp(world: World) -> None:
     world.run_until(5)
     world.traffic.split["a"] = Split(500, ((1 << 9000) - 1) << 500)
-    world.run(30, rate=1000)
+    world.run(30)
     step = world.seen().step
     assert (5, step is not None) == (world.weight(), True)
     assert "an explanation why 0.00% of 9000 subjects are on the port instead of 5.00%" in (
@@ -206,7 +206,7 @@ def test_subjects_that_are_missing_on_one_side_hold_the_ramp(world: World) -> No
     )
 
     world.traffic.split["a"] = Split(500, (1 << 9000) - 1)
-    world.run_until(50, rate=1000)
+    world.run_until(50)
 
 
 # --- people
@@ -241,7 +241,7 @@ def test_a_paused_ramp_goes_on_when_it_is_resumed_and_still_rolls_back(world: Wo
 
     pause(world.state, "a", by="ann")
     world.run(1)
-    world.run_until(0, 60, failing=0.5)
+    world.run_until(0, 60, rate=100, failing=0.5)
 
 
 def test_pausing_what_was_never_begun_is_refused(tmp_path: Path) -> None:
@@ -327,9 +327,9 @@ def test_nothing_is_learnt_before_all_workers_run_the_new_weight(world: World) -
 def test_a_new_leader_goes_on_where_the_old_one_stood(world: World) -> None:
     world.run_until(5)
     for _ in range(5):
-        world.run(SAVE_S + 0.25, rate=1000)
+        world.run(SAVE_S + 0.25)
         world.begin()
-    assert world.run_until(50, rate=1000) < 10
+    assert world.run_until(50) < 10
     assert world.seen().evidence.remembered.answers > 5000
 
 
@@ -349,10 +349,10 @@ def test_a_clock_that_is_set_moves_nothing(world: World, monkeypatch: pytest.Mon
     world.run_until(5)
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + jump_s)
-    world.run(9, rate=1000)
+    world.run(9)
     world.begin()
     assert 5 == world.weight()
-    world.run_until(50, 30, rate=1000)
+    world.run_until(50, 30)
 
 
 def test_a_leader_that_slept_for_an_hour_has_not_waited_for_an_hour(world: World) -> None:
@@ -371,12 +371,12 @@ def test_where_nothing_can_be_remembered_a_rollback_still_happens_and_an_advance
     (world.state / "ledger.sqlite3").mkdir()
     world.run(60)
     assert 5 == world.weight()
-    world.run_until(0, 60, failing=0.5)
+    world.run_until(0, 60, rate=100, failing=0.5)
 
 
 def test_a_ledger_that_is_begun_anew_costs_no_lock_out(world: World) -> None:
     world.run_until(5)
-    world.run_until(0, 60, failing=0.5)
+    world.run_until(0, 60, rate=100, failing=0.5)
     world.ramps.close()
     (world.state / "ledger.sqlite3").unlink()
     world.traffic.sums.clear()
