@@ -8,16 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests.adapters
 
+from tests.support.fetching import Nursery, nursery
 from tests.support.media_server import MediaServer, video
-from tests.support.processes import free_port, session_members, wait_until
+from tests.support.processes import free_port, session_members
 
 _select_proxy = requests.adapters.select_proxy
 from yt_dlp.utils import DownloadError  # noqa: E402
@@ -28,7 +29,6 @@ ROOT = Path(__file__).parents[2]
 MODULES = ["legacy_flask.fetch", "fastapi_app.fetch"]
 NOWHERE = "192.0.2.1"  # of no network
 Lines = list[dict[str, Any]]
-Fetch = Callable[..., Lines]
 
 EITHER = pytest.mark.parametrize("module", MODULES)
 
@@ -39,34 +39,28 @@ def order(folder: Path, url: str, **more: Any) -> dict[str, Any]:
     return {"url": url, "folder": str(folder), **usual, **limits, **more}
 
 
-@contextmanager
-def child(module: str, what: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
-    """At work; at the end it is gone."""
-    command = [sys.executable, "-I", str(ROOT / f"{module.replace('.', '/')}.py")]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-    try:
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(what).encode() + b"\n")
-        process.stdin.flush()
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+@pytest.fixture(scope="module")
+def nurseries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Nursery]]:
+    with ExitStack() as stack:
+        sides = {module: module.partition(".")[0] for module in MODULES}
+        yield {name: stack.enter_context(nursery(side, tmp_path_factory.mktemp(side))) for name, side in sides.items()}
 
 
-def told(module: str, what: dict[str, Any]) -> Lines:
+@pytest.fixture(params=MODULES)
+def side(request: pytest.FixtureRequest, nurseries: dict[str, Nursery]) -> Nursery:
+    return nurseries[request.param]
+
+
+def told(side: Nursery, what: dict[str, Any]) -> Lines:
     """All that it says."""
-    with child(module, what) as process:
-        assert process.stdout is not None
-        return [json.loads(line) for line in process.stdout]
+    with side.child(what) as lines:
+        return list(lines)
 
 
-def until_half(module: str, what: dict[str, Any]) -> None:
+def until_half(side: Nursery, what: dict[str, Any]) -> None:
     """Begin, and kill it when half of the bytes are there."""
-    with child(module, what) as process:
-        assert process.stdout is not None
-        for line in map(json.loads, process.stdout):
+    with side.child(what) as lines:
+        for line in lines:
             if line["event"] == "progress" and line["done"] * 2 > line["total"]:
                 return
     raise AssertionError("it was ready before half of it was told")
@@ -80,10 +74,9 @@ def expected(size: int = 0) -> str:
     return hashlib.sha256(video(size)).hexdigest()
 
 
-@EITHER
 @pytest.mark.parametrize("path", ["/direct.mp4?size=700000", "/norange.mp4?size=700000"])
-def test_a_file_arrives_byte_for_byte(module: str, path: str, media: MediaServer, tmp_path: Path) -> None:
-    found, *progress, done = told(module, order(tmp_path, media.url + path))
+def test_a_file_arrives_byte_for_byte(side: Nursery, path: str, media: MediaServer, tmp_path: Path) -> None:
+    found, *progress, done = told(side, order(tmp_path, media.url + path))
 
     assert (found["event"], done["event"]) == ("found", "done")
     assert {line["event"] for line in progress} == {"progress"}
@@ -92,17 +85,15 @@ def test_a_file_arrives_byte_for_byte(module: str, path: str, media: MediaServer
     assert digest(done["path"]) == expected(700_000)
 
 
-@EITHER
-def test_the_video_of_a_page_is_found(module: str, media: MediaServer, tmp_path: Path) -> None:
-    found, *_, done = told(module, order(tmp_path, f"{media.url}/page.html"))
+def test_the_video_of_a_page_is_found(side: Nursery, media: MediaServer, tmp_path: Path) -> None:
+    found, *_, done = told(side, order(tmp_path, f"{media.url}/page.html"))
 
     assert found["title"].startswith("A page")
     assert digest(done["path"]) == expected()
 
 
-@EITHER
-def test_segments_become_one_mp4(module: str, media: MediaServer, tmp_path: Path) -> None:
-    found, *_, done = told(module, order(tmp_path, f"{media.url}/hls/index.m3u8"))
+def test_segments_become_one_mp4(side: Nursery, media: MediaServer, tmp_path: Path) -> None:
+    found, *_, done = told(side, order(tmp_path, f"{media.url}/hls/index.m3u8"))
 
     probe = ["ffprobe", "-v", "error", "-show_entries", "format=format_name,duration", "-of", "json", done["path"]]
     about = json.loads(subprocess.check_output(probe))["format"]
@@ -111,7 +102,6 @@ def test_segments_become_one_mp4(module: str, media: MediaServer, tmp_path: Path
     assert [path.suffix for path in tmp_path.iterdir() if path.name.startswith("video")] == [".mp4"]
 
 
-@EITHER
 @pytest.mark.parametrize(
     ("path", "code"),
     [
@@ -126,14 +116,13 @@ def test_segments_become_one_mp4(module: str, media: MediaServer, tmp_path: Path
         ("/hls/inside.m3u8", "address_refused"),
     ],
 )
-def test_what_goes_wrong_has_a_code(module: str, path: str, code: str, media: MediaServer, tmp_path: Path) -> None:
-    *_, last = told(module, order(tmp_path, media.url + path))
+def test_what_goes_wrong_has_a_code(side: Nursery, path: str, code: str, media: MediaServer, tmp_path: Path) -> None:
+    *_, last = told(side, order(tmp_path, media.url + path))
 
     assert (last["event"], last["code"]) == ("error", code)
     assert not [request for request in media.requests if request.path.startswith("private:")]
 
 
-@EITHER
 @pytest.mark.parametrize(
     "url",
     [
@@ -152,17 +141,16 @@ def test_what_goes_wrong_has_a_code(module: str, path: str, code: str, media: Me
         "{media}/direct.mp4#%5F_youtubedl_smuggle=%7B%7D",
     ],
 )
-def test_nobody_is_sent_where_he_must_not_go(module: str, url: str, media: MediaServer, tmp_path: Path) -> None:
+def test_nobody_is_sent_where_he_must_not_go(side: Nursery, url: str, media: MediaServer, tmp_path: Path) -> None:
     address = url.format(media=media.url, port=media.url.rpartition(":")[2])
 
-    *_, last = told(module, order(tmp_path, address, allowed_networks=""))
+    *_, last = told(side, order(tmp_path, address, allowed_networks=""))
 
     assert (last["event"], last["code"]) == ("error", "address_refused")
     assert media.requests == []
     assert list(tmp_path.iterdir()) == []
 
 
-@EITHER
 @pytest.mark.parametrize(
     ("path", "limit", "code"),
     [
@@ -173,26 +161,24 @@ def test_nobody_is_sent_where_he_must_not_go(module: str, url: str, media: Media
     ],
 )
 def test_limits_hold(
-    module: str, path: str, limit: dict[str, int], code: str, media: MediaServer, tmp_path: Path
+    side: Nursery, path: str, limit: dict[str, int], code: str, media: MediaServer, tmp_path: Path
 ) -> None:
-    *_, last = told(module, order(tmp_path, media.url + path, **limit))
+    *_, last = told(side, order(tmp_path, media.url + path, **limit))
 
     assert (last["event"], last["code"]) == ("error", code)
 
 
-@EITHER
-def test_a_limit_may_be_beyond_all_numbers(module: str, media: MediaServer, tmp_path: Path) -> None:
-    *_, done = told(module, order(tmp_path, f"{media.url}/direct.mp4", max_bytes=10**30))
+def test_a_limit_may_be_beyond_all_numbers(side: Nursery, media: MediaServer, tmp_path: Path) -> None:
+    *_, done = told(side, order(tmp_path, f"{media.url}/direct.mp4", max_bytes=10**30))
 
     assert digest(done["path"]) == expected()
 
 
-@EITHER
 @pytest.mark.parametrize("path", ["/many.html", "/many.xml"])
 def test_of_ten_thousand_videos_at_an_address_the_first_is_downloaded(
-    module: str, path: str, media: MediaServer, tmp_path: Path
+    side: Nursery, path: str, media: MediaServer, tmp_path: Path
 ) -> None:
-    *_, done = told(module, order(tmp_path, media.url + path))
+    *_, done = told(side, order(tmp_path, media.url + path))
 
     assert digest(done["path"]) == expected()
     assert media.count(path) == 1
@@ -214,31 +200,28 @@ def test_of_the_playlist_of_a_site_nothing_is_even_looked_at(module: str, kind: 
         ydl.process_ie_result(found, download=True)
 
 
-@EITHER
-def test_a_cut_connection_is_taken_up_where_it_ended(module: str, media: MediaServer, tmp_path: Path) -> None:
-    *_, done = told(module, order(tmp_path, f"{media.url}/cut.mp4?size=2000000"))
+def test_a_cut_connection_is_taken_up_where_it_ended(side: Nursery, media: MediaServer, tmp_path: Path) -> None:
+    *_, done = told(side, order(tmp_path, f"{media.url}/cut.mp4?size=2000000"))
 
     assert digest(done["path"]) == expected(2_000_000)
     assert media.ranges("/cut.mp4")
 
 
-@EITHER
-def test_who_is_killed_half_way_is_continued_by_the_next(module: str, media: MediaServer, tmp_path: Path) -> None:
+def test_who_is_killed_half_way_is_continued_by_the_next(side: Nursery, media: MediaServer, tmp_path: Path) -> None:
     slow = order(tmp_path, f"{media.url}/slow.mp4?size=400000&rate=200000")
-    until_half(module, slow)
+    until_half(side, slow)
     half = (tmp_path / "video.mp4.part").stat().st_size
 
-    *_, done = told(module, slow)
+    *_, done = told(side, slow)
 
     assert digest(done["path"]) == expected(400_000)
     assert media.ranges("/slow.mp4") == [f"bytes={half}-"]
 
 
-@EITHER
-def test_the_rest_of_another_video_is_not_continued(module: str, media: MediaServer, tmp_path: Path) -> None:
-    until_half(module, order(tmp_path, f"{media.url}/slow.mp4?size=400000&rate=200000"))
+def test_the_rest_of_another_video_is_not_continued(side: Nursery, media: MediaServer, tmp_path: Path) -> None:
+    until_half(side, order(tmp_path, f"{media.url}/slow.mp4?size=400000&rate=200000"))
 
-    *_, done = told(module, order(tmp_path, f"{media.url}/direct.mp4?size=500000"))
+    *_, done = told(side, order(tmp_path, f"{media.url}/direct.mp4?size=500000"))
 
     assert digest(done["path"]) == expected(500_000)
     assert media.ranges("/direct.mp4") == []
@@ -246,57 +229,64 @@ def test_the_rest_of_another_video_is_not_continued(module: str, media: MediaSer
 
 @EITHER
 def test_it_dies_with_the_one_who_gave_the_order(module: str, media: MediaServer, tmp_path: Path) -> None:
-    with child(module, order(tmp_path, f"{media.url}/slow.mp4?size=9000000&rate=100000")) as process:
-        wait_until((tmp_path / "video.mp4.part").exists, "the download to begin")
+    """As a program, which nobody else watches."""
+    what = order(tmp_path, f"{media.url}/slow.mp4?size=9000000&rate=100000")
+    program = [sys.executable, "-I", str(ROOT / f"{module.replace('.', '/')}.py")]
+    process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    try:
         assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(what).encode() + b"\n")
+        process.stdin.flush()
+        assert [json.loads(process.stdout.readline())["event"] for _ in range(2)] == ["found", "progress"]
+
         process.stdin.close()
-        process.stdin = None
 
-        wait_until(lambda: process.poll() is not None, "its end")
+        assert process.wait(15) == -signal.SIGKILL
         assert session_members(process.pid) == []
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
 
 
-@EITHER
-def test_a_full_disk_is_said(module: str, media: MediaServer, tmp_path: Path) -> None:
+def test_a_full_disk_is_said(side: Nursery, media: MediaServer, tmp_path: Path) -> None:
     slow = order(tmp_path, f"{media.url}/slow.mp4?size=400000&rate=200000")
-    until_half(module, slow)
+    until_half(side, slow)
     (tmp_path / "video.mp4.part").unlink()
     (tmp_path / "video.mp4.part").symlink_to("/dev/full")
 
-    *_, last = told(module, slow)
+    *_, last = told(side, slow)
 
     assert (last["event"], last["code"]) == ("error", "disk_full")
 
 
-@EITHER
-def test_cookies_are_sent_and_their_file_is_only_read(module: str, media: MediaServer, tmp_path: Path) -> None:
+def test_cookies_are_sent_and_their_file_is_only_read(side: Nursery, media: MediaServer, tmp_path: Path) -> None:
     cookies = tmp_path / "cookies.txt"
     cookies.write_text("# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\t0\tsession\tmine\n")
     before = (cookies.read_bytes(), cookies.stat().st_mtime_ns)
     (tmp_path / "work").mkdir()
 
-    *_, done = told(module, order(tmp_path / "work", f"{media.url}/direct.mp4", cookies=str(cookies)))
+    *_, done = told(side, order(tmp_path / "work", f"{media.url}/direct.mp4", cookies=str(cookies)))
 
     assert digest(done["path"]) == expected()
     assert {request.cookie for request in media.requests} == {"session=mine"}
     assert (cookies.read_bytes(), cookies.stat().st_mtime_ns) == before
 
 
-@EITHER
-def test_with_a_proxy_everything_goes_there(module: str, media: MediaServer, tmp_path: Path) -> None:
+def test_with_a_proxy_everything_goes_there(side: Nursery, media: MediaServer, tmp_path: Path) -> None:
     url = f"http://{NOWHERE}/direct.mp4"
 
-    *_, done = told(module, order(tmp_path, url, proxy=media.private, allowed_networks=""))
+    *_, done = told(side, order(tmp_path, url, proxy=media.private, allowed_networks=""))
 
     assert digest(done["path"]) == expected()
     assert {request.path for request in media.requests} == {"private:/direct.mp4"}
 
 
-@EITHER
-def test_a_search_that_reaches_nobody_says_so(module: str) -> None:
+def test_a_search_that_reaches_nobody_says_so(side: Nursery) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
 
-    lines = told(module, {"search": "anything", "proxy": nobody, "max_bytes": 0, "allowed_networks": ""})
+    lines = told(side, {"search": "anything", "proxy": nobody, "max_bytes": 0, "allowed_networks": ""})
 
     assert [(line["event"], line["code"]) for line in lines] == [("error", "network")]
 
