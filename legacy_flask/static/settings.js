@@ -59,8 +59,10 @@ onReady(() => {
 
 // --- settings ---------------------------------------------------------------------------------------------------
 
+const readSettings = () => api("GET", "/api/settings/");
+
 function loadSettings() {
-  return fill(section("settings"), () => api("GET", "/api/settings/"), ({settings}) => {
+  return fill(section("settings"), readSettings, ({settings}) => {
     const known = new Set(GROUPS.flatMap(([, rows]) => rows.map(([key]) => key)));
     const others = Object.entries(settings).filter(([key]) => !known.has(key));
     const rows = others.map(([key, {description, is_secret: hidden}]) => [key, key, hidden ? "secret" : "text", "", description]);
@@ -76,7 +78,7 @@ function group(title, rows, settings) {
   const changes = () => Object.fromEntries(controls.filter((one) => one.changed()).map((one) => [one.key, one.value()]));
   const node = form(controls.map((one) => one.node), `Save ${title.toLowerCase()}`, async () => {
     const answer = await api("PUT", "/api/settings/bulk", changes());
-    await loadSettings();
+    whole.replaceWith(group(title, rows, (await readSettings()).settings)); // what was typed in the others stays
     if (title === "Schedule") await loadSchedule();
     return answer;
   }, {class: "form columns"});
@@ -121,7 +123,7 @@ function secret(key, label, there, hint) {
 // --- the schedule -----------------------------------------------------------------------------------------------
 
 function loadSchedule() {
-  return fill(section("schedule"), () => api("GET", "/api/settings/scheduler/status"), (plan) => {
+  return fill(section("looking"), () => api("GET", "/api/settings/scheduler/status"), (plan) => {
     const days = plan.days.length === 7 ? "every day" : plan.days.join(", ");
     const state = plan.running ? "running" : plan.enabled ? "planned" : "not planned";
     return card("Looking for new videos", can("manager") && action("Look now", async () => {

@@ -398,10 +398,12 @@ def test_only_changed_settings_are_sent_and_secrets_never_come(admin: Visitor, w
     assert "demo-key" not in page.content()
     expect(page.get_by_role("button", name="Save downloads")).to_be_disabled()
 
+    page.get_by_label("Match score").fill("61")
     page.get_by_label("Longest video").fill("90")
     page.get_by_label("Write an .nfo file").check()
     page.get_by_role("button", name="Save downloads").click()
     expect(page.get_by_text("Settings updated")).to_be_visible()
+    expect(page.get_by_label("Match score")).to_have_value("61")  # typed, and not saved yet
     page.get_by_label("Last.fm key").fill("another-key")
     page.get_by_role("button", name="Save services").click()
     expect(page.get_by_role("button", name="Save services")).to_be_disabled()
@@ -422,8 +424,8 @@ def test_the_schedule_is_planned(admin: Visitor) -> None:
     page.get_by_label("Time", exact=True).fill("04:30")
     page.get_by_role("button", name="Save schedule").click()
 
-    expect(page.locator("#schedule").nth(0)).to_be_attached()
-    expect(page.get_by_text("At 04:30 UTC, every day")).to_be_visible()
+    expect(page.locator("#looking").get_by_text("At 04:30 UTC, every day")).to_be_visible()
+    expect(page.get_by_label("Time", exact=True)).to_have_value("04:30")
 
 
 def test_webhooks_are_added_tested_turned_off_and_deleted(admin: Visitor, demo_library: Path, watch: Watch) -> None:
