@@ -47,7 +47,9 @@ async function health() {
 
 /** Who works on what; without Redis, the rows alone say what waits. */
 function loadWorkers() {
-  const counts = (rows) => Object.entries(rows).map(([status, count]) => [badge(status), String(count)]);
+  const counts = (rows) => Object.keys(rows).length
+    ? Object.entries(rows).map(([status, count]) => el("span", {class: "row tight"}, badge(status), String(count)))
+    : el("span", {class: "muted"}, "none");
   return fill(section("workers"), () => api("GET", "/api/jobs/queues"), (seen) =>
     card("Workers", action("Look again", loadWorkers, {picture: "refresh"}),
       el("div", {class: "row"}, el("strong", {}, "Jobs"), counts(seen.jobs)),
