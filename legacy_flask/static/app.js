@@ -89,17 +89,38 @@ export function button(label, work, {kind = "", picture = "", ...props} = {}) {
   return node;
 }
 
-/** Does `work` while the control is off; an ApiError becomes a toast. */
+const nameOf = (control) => control.getAttribute("aria-label") ?? (control.name || control.textContent);
+
+/**
+ * Call this before a control may go away, and what it returns afterwards: when nothing has the focus by then, it is given
+ * back to the control, to the one of its name that was drawn instead, or else to their part of the page.
+ */
+function keepFocus() {
+  const held = document.activeElement;
+  const part = held?.parentElement?.closest("[id]")?.id;
+  return () => {
+    if (!part || document.activeElement !== document.body) return;
+    const place = document.getElementById(part);
+    const same = held.isConnected ? held : [...(place?.querySelectorAll(held.localName) ?? [])].find((one) => nameOf(one) === nameOf(held));
+    same?.focus({preventScroll: true});
+    if (!place || document.activeElement !== document.body) return;
+    place.tabIndex = -1;
+    place.focus({preventScroll: true});
+  };
+}
+
+/** Does `work` while the control is off, but not `disabled`, which would take the focus from it; an ApiError becomes a toast. */
 export async function busy(control, work) {
-  control.disabled = true;
-  control.setAttribute("aria-busy", "true");
+  if (control.getAttribute("aria-busy") === "true") return;
+  const giveBack = keepFocus();
+  for (const name of ["aria-busy", "aria-disabled"]) control.setAttribute(name, "true");
   try {
     return await work();
   } catch (error) {
     complain(error);
   } finally {
-    control.disabled = false;
-    control.removeAttribute("aria-busy");
+    for (const name of ["aria-busy", "aria-disabled"]) control.removeAttribute(name);
+    giveBack();
   }
 }
 
@@ -117,6 +138,7 @@ export function complain(error) {
  * {loading: rows} · {empty: text, action?: node} · {error: ApiError, retry?: function} · {content: node or list}.
  */
 export function show(container, state) {
+  const giveBack = keepFocus();
   container.setAttribute("aria-busy", "loading" in state ? "true" : "false");
   if ("loading" in state) {
     const rows = Array.from({length: state.loading === true ? 3 : state.loading}, () => el("div", {class: "skeleton"}));
@@ -131,6 +153,7 @@ export function show(container, state) {
   } else {
     container.replaceChildren(...[state.content].flat(Infinity).filter(Boolean));
   }
+  giveBack();
 }
 
 /** Show what `fetchContent` gives: skeletons where nothing is yet, then nodes, a state such as {empty: …}, or the error with a retry. */
@@ -141,7 +164,8 @@ export async function load(container, fetchContent, rows = 3) {
     const found = await fetchContent();
     show(container, found && Object.getPrototypeOf(found) === Object.prototype ? found : {content: found});
   } catch (error) {
-    show(container, {error, retry: () => load(container, fetchContent, rows)});
+    const gone = error.status === 404; // and will be
+    show(container, {error, retry: gone ? null : () => load(container, fetchContent, rows)});
   }
 }
 
@@ -226,9 +250,14 @@ export function seconds(number) {
 
 // --- dialogs ---------------------------------------------------------------------------------------------------
 
-function openDialog(title, content) {
-  const dialog = el("dialog", {class: "dialog", "aria-label": title}, el("h2", {}, title), content);
-  dialog.addEventListener("close", () => dialog.remove());
+/** Escape closes it, and then the focus is back where it came from. */
+export function openDialog(title, ...content) {
+  const dialog = el("dialog", {class: "dialog", "aria-label": title}, el("h2", {}, title), ...content);
+  const giveBack = keepFocus();
+  dialog.addEventListener("close", () => {
+    dialog.remove();
+    giveBack();
+  });
   document.body.append(dialog);
   dialog.showModal();
   return dialog;
@@ -393,7 +422,8 @@ function pollProgress(which, onDocument) {
   };
 }
 
-function downloadDocument(row) {
+/** A row of the queue or the history, as the live connection tells it. */
+export function downloadDocument(row) {
   const {id, status, progress, eta, speed, bytes_done, bytes_total, updated_at, video_id} = row;
   const message = row.error_message || row.video_title;
   return {id: `download:${id}`, type: "download", status, percent: progress, message, eta, speed, bytes_done, bytes_total, updated_at, target: `video:${video_id}`};

@@ -1,5 +1,5 @@
 // Videos and artists that the library does not have yet: YouTube, IMVDb and Spotify are asked.
-import {api, badge, can, el, icon, onReady, seconds, show} from "/static/app.js";
+import {api, badge, can, el, icon, onReady, openDialog, seconds, show} from "/static/app.js";
 import {action, card, failure, form, item, mark} from "/static/work.js";
 
 const root = document.getElementById("discover");
@@ -111,17 +111,13 @@ function artistCard(artist) {
 }
 
 function showPreview({name, bio, videos}, take) {
-  const dialog = el("dialog", {class: "dialog", "aria-label": name});
-  dialog.append(
-    el("h2", {}, name), ...(bio ? [el("p", {class: "muted"}, bio)] : []),
+  const dialog = openDialog(name,
+    ...(bio ? [el("p", {class: "muted"}, bio)] : []),
     videos.length
       ? el("ul", {class: "list"}, videos.map((video) => item([video.title, video.year && el("span", {class: "muted"}, ` ${video.year}`)],
           [video.already_have && mark("completed", "in the library")])))
       : el("p", {class: "muted"}, "No videos are known."),
     el("div", {class: "row end"}, el("button", {class: "button", type: "button", onclick: () => dialog.close()}, "Close"), take(() => dialog.close())));
-  dialog.addEventListener("close", () => dialog.remove());
-  document.body.append(dialog);
-  dialog.showModal();
 }
 
 // --- Spotify ----------------------------------------------------------------------------------------------------

@@ -335,6 +335,7 @@ def test_a_page_of_nothing_and_an_unreachable_server_are_said_and_tried_again(us
     watch.expected.add(404)
     user.goto("/video/999999")
     expect(user.get_by_role("alert")).to_contain_text("Video not found")
+    expect(user.get_by_role("button", name="Try again")).to_have_count(0)
 
     user.route("**/api/artists/**", lambda route: route.abort())
     user.goto("/artists")
@@ -342,3 +343,18 @@ def test_a_page_of_nothing_and_an_unreachable_server_are_said_and_tried_again(us
     user.unroute("**/api/artists/**")
     user.get_by_role("button", name="Try again").click()
     expect(user.locator("#artists .tile").first).to_be_visible()
+
+
+def test_what_was_pressed_has_the_focus_again_also_after_a_question_and_when_it_was_drawn_anew(manager: Page) -> None:
+    manager.goto("/video/1")
+    for label in ("Delete", "Edit"):
+        button = manager.get_by_role("button", name=label, exact=True)
+        button.focus()
+        manager.keyboard.press("Enter")
+        expect(manager.get_by_role("dialog")).to_be_visible()
+        manager.keyboard.press("Escape")
+        expect(button).to_be_focused()
+    manager.keyboard.press("Enter")
+    manager.keyboard.press("Enter")  # in the first field: it is saved
+    expect(manager.get_by_text("Video saved")).to_be_visible()
+    expect(manager.get_by_role("button", name="Edit")).to_be_focused()
