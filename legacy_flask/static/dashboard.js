@@ -1,5 +1,6 @@
-import {ApiError, ago, api, badge, bar, bytes, el, hours, icon, live, load, onReady, seconds, show} from "/static/app.js";
+import {ApiError, ago, api, badge, bar, bytes, downloadDocument, el, hours, icon, live, load, onReady, seconds, show} from "/static/app.js";
 import {videoTile} from "/static/tiles.js";
+import {lookAgain} from "/static/work.js";
 
 const part = (id) => document.getElementById(id);
 
@@ -51,48 +52,80 @@ async function state() {
   }
 }
 
-const MOVING = ["downloading", "pending", "paused"];
+const MOVING = ["downloading", "queued", "pending", "paused"];
 const SHOWN = 5;
 const active = new Map(); // documents by id
 const titles = new Map(); // of the videos, by the same ids: what a document says may be an error
 
+const rows = new Map(); // what moves in the rows that are shown, by the same ids
+let drawn = ""; // which rows these are
+
+/** What the queue holds, as documents. */
+async function readQueue() {
+  const {queue} = await api("GET", "/api/downloads/queue");
+  for (const row of queue) titles.set(`download:${row.id}`, row.video_title);
+  return queue.map(downloadDocument);
+}
+
+const readActive = () => load(part("active"), async () => {
+  drawn = ""; // also when it cannot be read
+  const docs = await readQueue();
+  active.clear();
+  for (const doc of docs) active.set(doc.id, doc);
+  drawn = "";
+  return drawActive();
+});
+
+/** The state to show, or null when the rows that are there have only moved: somebody may be pressing one. */
 function drawActive() {
   const rank = (doc) => MOVING.indexOf(doc.status);
   const docs = [...active.values()].sort((a, b) => rank(a) - rank(b));
-  if (!docs.length) return show(part("active"), {empty: "Nothing is being downloaded.", picture: "check"});
-  const rows = docs.slice(0, SHOWN).map((doc) => {
-    const title = titles.get(doc.id) || doc.message;
+  const shown = docs.slice(0, SHOWN);
+  const now = JSON.stringify([docs.length, shown.map((doc) => [doc.id, doc.status, titles.get(doc.id)])]);
+  const same = now === drawn;
+  drawn = now;
+  if (!docs.length) return same ? null : {empty: "Nothing is being downloaded.", picture: "check"};
+  if (!same) rows.clear();
+  const nodes = shown.map((doc) => {
+    const row = rows.get(doc.id) ?? activeRow(doc);
     const speed = doc.speed ? `${bytes(doc.speed)}/s` : "";
     const left = doc.eta ? `${seconds(doc.eta)} left` : "";
-    const notes = [speed, left, doc.message === title ? "" : doc.message].filter(Boolean).join(" · ");
-    return el("div", {class: "stack full"},
-      el("div", {class: "row between"}, el("a", {class: "grow clip", href: `/video/${doc.target.split(":")[1]}`}, title || "Video"), badge(doc.status)),
-      doc.status === "downloading" ? bar(doc.percent, "Progress") : null,
-      notes ? el("small", {class: "muted number"}, notes) : null);
+    row.notes.textContent = [speed, left, [titles.get(doc.id), doc.status].includes(doc.message) ? "" : doc.message].filter(Boolean).join(" · ");
+    row.bar.value = doc.percent ?? 0;
+    return row.node;
   });
-  const more = docs.length - rows.length;
-  show(part("active"), {content: [...rows, more > 0 ? el("p", {class: "muted"}, `and ${more} more`) : null]});
+  const more = docs.length - shown.length;
+  return same ? null : [...nodes, more > 0 && el("p", {class: "muted"}, `and ${more} more`)];
+}
+
+function activeRow(doc) {
+  const row = {bar: bar(0, "Progress"), notes: el("small", {class: "muted number"})};
+  row.node = el("div", {class: "stack full"},
+    el("div", {class: "row between"}, el("a", {class: "grow clip", href: `/video/${doc.target.split(":")[1]}`}, titles.get(doc.id) || "Video"), badge(doc.status)),
+    doc.status === "downloading" && row.bar,
+    row.notes);
+  rows.set(doc.id, row);
+  return row;
 }
 
 function onProgress(doc) {
   if (doc.type !== "download") return;
   if (MOVING.includes(doc.status)) active.set(doc.id, doc);
   else active.delete(doc.id);
-  drawActive();
-  if (active.has(doc.id) && !titles.has(doc.id)) learnTitles(doc.id);
+  const state = drawActive();
+  if (Array.isArray(state)) show(part("active"), {content: state});
+  else if (state) show(part("active"), state);
+  if (active.has(doc.id) && !titles.has(doc.id)) {
+    titles.set(doc.id, ""); // asked for
+    readActive();
+  }
 }
 
-async function learnTitles(id) {
-  titles.set(id, ""); // asked for
-  const {queue} = await api("GET", "/api/downloads/queue");
-  for (const row of queue) titles.set(`download:${row.id}`, row.video_title);
-  drawActive();
-}
-
-onReady(() => {
+onReady(async () => {
   load(part("counts"), counts, 4);
   load(part("newest"), newest, 4);
   load(part("health"), health, 3);
-  drawActive();
+  await readActive();
   live("all", onProgress);
+  lookAgain(active, () => true, readQueue, readActive);
 });

@@ -344,6 +344,13 @@ def test_a_page_of_nothing_and_an_unreachable_server_are_said_and_tried_again(us
     user.get_by_role("button", name="Try again").click()
     expect(user.locator("#artists .tile").first).to_be_visible()
 
+    user.route("**/api/downloads/queue", lambda route: route.abort())
+    user.goto("/")
+    expect(user.locator("#active").get_by_role("alert")).to_contain_text("The server cannot be reached")
+    user.unroute("**/api/downloads/queue")
+    user.locator("#active").get_by_role("button", name="Try again").click()
+    expect(user.locator("#active").get_by_role("alert")).to_have_count(0)
+
 
 def test_what_was_pressed_has_the_focus_again_also_after_a_question_and_when_it_was_drawn_anew(manager: Page) -> None:
     manager.goto("/video/1")
