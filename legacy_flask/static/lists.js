@@ -8,6 +8,7 @@ export function filters(form, changed) {
     if (!control.name || !given.has(control.name)) continue;
     if (control.type === "checkbox") control.checked = given.get(control.name) === "true";
     else control.value = given.get(control.name);
+    if (control.selectedIndex === -1) control.selectedIndex = 0; // there is no such choice
   }
   let timer = 0;
   const later = (ms) => {

@@ -73,6 +73,7 @@ async function onTranscode(doc) {
 // --- the download ----------------------------------------------------------------------------------------------
 
 const ACTIVE = ["pending", "queued", "downloading", "paused"];
+const moving = {of: "", percent: el("span", {class: "number muted"}), bar: bar(0, "Download"), said: el("small", {class: "muted number"})};
 
 function drawDownload() {
   const number = download?.id.split(":")[1];
@@ -85,20 +86,29 @@ function drawDownload() {
     failed: [order("retry", "Try again", "refresh")],
   };
   if (download && (ACTIVE.includes(download.status) || download.status === "failed")) {
+    const of = [download.id, download.status, download.status === "failed" && download.message].join(" ");
     const amount = download.bytes_total ? `${bytes(download.bytes_done)} of ${bytes(download.bytes_total)}` : "";
     const speed = download.speed ? `${bytes(download.speed)}/s` : "";
     const left = download.eta ? `${seconds(download.eta)} left` : "";
+    moving.percent.textContent = `${Math.round(download.percent ?? 0)} %`;
+    moving.bar.value = download.percent ?? 0;
+    moving.said.textContent = [amount, speed, left].filter(Boolean).join(" · ");
+    if (moving.of === of) return; // its buttons stay: somebody may be pressing one
+    moving.of = of;
     show(part("download"), {content: [
-      el("div", {class: "row between"}, badge(download.status), el("span", {class: "number muted"}, `${Math.round(download.percent ?? 0)} %`)),
-      download.status === "failed" ? el("p", {class: "form-error"}, download.message || "The download failed") : bar(download.percent ?? 0, "Download"),
-      el("small", {class: "muted number"}, [amount, speed, left].filter(Boolean).join(" · ")),
+      el("div", {class: "row between"}, badge(download.status), moving.percent),
+      download.status === "failed" ? el("p", {class: "form-error"}, download.message || "The download failed") : moving.bar,
+      moving.said,
       can("user") ? el("div", {class: "row"}, buttons[download.status] ?? []) : null,
     ]});
     return;
   }
+  moving.of = "";
+  const done = video.status === "DOWNLOADED"; // the server would refuse
   show(part("download"), {content: [
-    el("p", {class: "muted"}, video.file_path ? "The file is in the library." : "Not downloaded yet."),
-    can("user") ? button(video.file_path ? "Download again" : "Download", startDownload, {kind: video.file_path ? "" : "primary", picture: "download"}) : null,
+    el("p", {class: "muted"}, video.file_path ? "The file is in the library." : "Not downloaded yet.",
+      done && can("user") && " To download it again, set the status to Wanted."),
+    can("user") && !done ? button(video.file_path ? "Download again" : "Download", startDownload, {kind: video.file_path ? "" : "primary", picture: "download"}) : null,
   ]});
 }
 
@@ -176,6 +186,7 @@ async function setStatus(menu) {
   try {
     ({video} = await api("PUT", `${here}/status`, {status: menu.value}));
     toast("Status updated", "success");
+    drawDownload();
   } catch (error) {
     menu.value = video.status;
     complain(error);

@@ -365,3 +365,18 @@ def test_what_was_pressed_has_the_focus_again_also_after_a_question_and_when_it_
     manager.keyboard.press("Enter")  # in the first field: it is saved
     expect(manager.get_by_text("Video saved")).to_be_visible()
     expect(manager.get_by_role("button", name="Edit")).to_be_focused()
+
+
+def test_no_page_offers_what_the_server_refuses(user: Page) -> None:
+    user.goto("/video/1")
+    panel = user.locator("#download")
+    expect(panel).to_contain_text("To download it again, set the status to Wanted.")
+    expect(panel.get_by_role("button")).to_have_count(0)
+    user.get_by_label("Status").select_option("WANTED")
+    expect(panel.get_by_role("button", name="Download again")).to_be_visible()
+    user.get_by_label("Status").select_option("DOWNLOADED")
+    expect(panel.get_by_role("button")).to_have_count(0)
+
+    user.goto("/videos?status=NOPE&sort=none")
+    expect(user.get_by_label("Status")).to_have_value("")
+    expect(user.get_by_label("Sort by")).to_have_value("-created_at")

@@ -194,6 +194,31 @@ def test_a_download_is_paused_resumed_and_cancelled(user: Visitor, media: MediaS
     expect(page.locator("#history").locator(user.row(download)).locator(".badge")).to_have_text("cancelled")
 
 
+def test_the_keyboard_begins_and_cancels_a_download_whose_buttons_stay_while_it_moves(
+    user: Visitor, media: MediaServer, watch: Watch
+) -> None:
+    download = user.queue(f"{media.url}/slow.mp4?rate=100000&size=3000000")
+    video = next(row for row in user.ask("GET", "/api/downloads/queue")["queue"] if row["id"] == download)["video_id"]
+    user.ask("POST", f"/api/downloads/{download}/cancel")
+    page = user.open(f"video/{video}")
+    panel = page.locator("#download")
+    panel.get_by_role("button", name="Download").focus()
+    page.keyboard.press("Enter")
+    cancel = panel.get_by_role("button", name="Cancel")
+    expect(panel.get_by_role("button", name="Pause")).to_be_visible()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    expect(cancel).to_be_focused()
+    pressed = cancel.element_handle()
+    moved = panel.locator(".number").first.text_content()
+    expect(panel.locator(".number").first).not_to_have_text(str(moved))
+    assert pressed.evaluate("button => button.isConnected"), "what moves takes no button from under a finger"
+
+    page.keyboard.press("Enter")
+    expect(panel.get_by_role("button", name="Download")).to_be_visible()
+    expect(panel).to_be_focused()
+
+
 def test_a_failure_is_told_and_can_be_retried(user: Visitor, media: MediaServer) -> None:
     page = user.open("downloads")
     download = user.queue(f"{media.url}/missing/{next(numbers)}.mp4")
