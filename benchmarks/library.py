@@ -69,8 +69,15 @@ class Running:
         return sum(_number(process / "status", "Threads:") for process in self._processes())
 
     def _processes(self) -> list[Path]:
+        """Those with the mark, and all that descend from them: what downloads has an environment of its own."""
         mark = f"BENCH_MARK={self.mark}".encode()
-        return [process for process in Path("/proc").glob("[0-9]*") if mark in _read(process / "environ")]
+        parents = {
+            process: Path(f"/proc/{_number(process / 'status', 'PPid:')}") for process in Path("/proc").glob("[0-9]*")
+        }
+        ours = {process for process in parents if mark in _read(process / "environ")}
+        while more := {process for process, parent in parents.items() if parent in ours} - ours:
+            ours |= more
+        return list(ours)
 
 
 @contextmanager
