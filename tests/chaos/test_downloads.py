@@ -316,7 +316,8 @@ def test_what_one_side_downloads_the_other_pauses_resumes_cancels_and_retries(
     subprocess.run(seed, check=True, env={**os.environ, **home.env, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
     home.execute(update(downloads).values(status="cancelled", active_video_id=None))
     home.setting("max_concurrent_downloads", "3")
-    paused, cancelled, failed = home.queue(site.url + SLOW, site.url + SLOW + "&other", f"{site.url}/missing")
+    long = f"{site.url}/slow.mp4?size={3 * SIZE}&rate={RATE}"  # not at its end before the third has failed
+    paused, cancelled, failed = home.queue(long, f"{long}&other", f"{site.url}/missing")
     who = member(home)
     with runners(home):
         home.until(paused, at_half)
@@ -339,7 +340,7 @@ def test_what_one_side_downloads_the_other_pauses_resumes_cancels_and_retries(
 
     assert took_s < 10
     assert [True, True] == [
-        same(content, home.stored(row)) for content, row in zip((video(SIZE), video()), rows, strict=True)
+        same(content, home.stored(row)) for content, row in zip((video(3 * SIZE), video()), rows, strict=True)
     ]
     assert [asked for asked in site.ranges("/slow.mp4") if asked != "bytes=0-"]
 
