@@ -1,6 +1,6 @@
 """Downloads by forks of a process that has imported yt-dlp, as the port has them: an interpreter for each takes long.
 
-This file is also the program of that process: `fetching.py SIDE ADDRESS`; the side is one of the two packages.
+This file is also the program of that process: `fetching.py FETCH ADDRESS`, of which FETCH is the `fetch.py` of a side.
 """
 
 import json
@@ -45,18 +45,18 @@ class Nursery:
 
 @contextmanager
 def nursery(side: str, folder: Path) -> Iterator[Nursery]:
-    """Of one of the two packages; `folder` is empty."""
+    """With the `fetch.py` of one of the two packages; `folder` is empty."""
     from tests.support.processes import child, wait_until
 
     address, log = folder / "orders", folder / "log"
-    with child([sys.executable, "-P", __file__, side, str(address)], log) as process:
+    with child([sys.executable, "-P", __file__, str(ROOT / side / "fetch.py"), str(address)], log) as process:
         wait_until(lambda: address.exists() or process.poll() is not None, "yt-dlp", 60)
         assert address.exists(), log.read_text()
         yield Nursery(address)
 
 
-def _main(side: str, address: str) -> None:
-    work, nursery = _alone(f"{side}/fetch.py").main, _alone("fastapi_app/nursery.py")
+def _main(fetch: str, address: str) -> None:
+    work, nursery = _alone(fetch).main, _alone(str(ROOT / "fastapi_app/nursery.py"))
     nursery.warm()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as orders:
         orders.bind(address)
@@ -65,7 +65,7 @@ def _main(side: str, address: str) -> None:
 
 def _alone(path: str) -> ModuleType:
     """Without its package, which would bring the application."""
-    spec = spec_from_file_location(Path(path).stem, ROOT / path)
+    spec = spec_from_file_location(Path(path).stem, path)
     assert spec
     assert spec.loader
     module = module_from_spec(spec)

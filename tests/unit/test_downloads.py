@@ -17,12 +17,13 @@ from fastapi import FastAPI
 from flask import Flask
 from sqlalchemy import select, update
 
+import legacy_flask
+from fastapi_app import create_app
 from legacy_flask.models import Download, Setting, Video, utcnow
 from legacy_flask.seed import DEMO_USERS, seed
 from tests.cases.downloads import NETSCAPE
 from tests.support.asgi import Lifespan, ask
 from tests.support.databases import create_database
-from tests.support.made_once import create_port, flask_app, sqlite
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.upstreams import Upstream
 from tests.upstream.catalogue import songs
@@ -81,32 +82,33 @@ async def library(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Library]:
     """The port has a Redis if the test has one. Nothing is downloaded."""
-    url = sqlite(tmp_path / "app.sqlite3")
+    url = f"sqlite:///{tmp_path}/app.sqlite3"
     if getattr(request, "param", "sqlite") == "mariadb":
         url = create_database(request.getfixturevalue("mariadb_server"), "downloads")
     with_redis = request.getfixturevalue("redis").url if "redis" in request.fixturenames else ""
-    changing = {"REDIS_URL": with_redis, "FFMPEG": str(tmp_path / "ffmpeg"), "ALLOWED_NETWORKS": "127.0.0.1/32"}
     env = {
         "DATABASE_URL": url,
         "SECRET_KEY": "s" * 32,
+        "REDIS_URL": with_redis,
         "BCRYPT_ROUNDS": "4",
-        **changing,
+        "FFMPEG": str(tmp_path / "ffmpeg"),
+        "ALLOWED_NETWORKS": "127.0.0.1/32",
         **{f"{name}_PATH": str(tmp_path / name.lower()) for name in ("DATA", "LIBRARY", "DOWNLOADS")},
     }
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    port = create_port()
-    with flask_app(tmp_path, url) as legacy:
-        legacy.config.update(changing)
-        seed(legacy, "small", demo=True)
-        library = Library(legacy, port, tmp_path, "")
-        library.execute(update(Setting).where(Setting.key == "max_concurrent_downloads").values(value="0"))
-        library.execute(update(Download).where(Download.id == DOWNLOADING).values(updated_at=utcnow()))
-        credentials = {"username": "manager", "password": DEMO_USERS[1][1]}
-        signed_in = legacy.test_client().post("/auth/login", base_url=HERE, json=credentials, headers={"Origin": HERE})
-        library.cookie = "; ".join(value.partition(";")[0] for value in signed_in.headers.getlist("Set-Cookie"))
-        async with Lifespan(port):
-            yield library
+    legacy = legacy_flask.create_app()
+    seed(legacy, "small", demo=True)
+    port = create_app()
+    library = Library(legacy, port, tmp_path, "")
+    library.execute(update(Setting).where(Setting.key == "max_concurrent_downloads").values(value="0"))
+    library.execute(update(Download).where(Download.id == DOWNLOADING).values(updated_at=utcnow()))
+    credentials = {"username": "manager", "password": DEMO_USERS[1][1]}
+    signed_in = legacy.test_client().post("/auth/login", base_url=HERE, json=credentials, headers={"Origin": HERE})
+    library.cookie = "; ".join(value.partition(";")[0] for value in signed_in.headers.getlist("Set-Cookie"))
+    async with Lifespan(port):
+        yield library
+    legacy.extensions["engine"].dispose()
 
 
 # Files

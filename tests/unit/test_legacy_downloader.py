@@ -16,7 +16,6 @@ from flask import Flask
 from sqlalchemy import select, update
 from sqlalchemy.orm import sessionmaker
 
-import legacy_flask.child
 from legacy_flask import create_app, downloading
 from legacy_flask.files import safe_name
 from legacy_flask.http import ApiError
@@ -24,8 +23,6 @@ from legacy_flask.models import Artist, Download, Setting, Video, Webhook, Webho
 from legacy_flask.resolving import find_address
 from legacy_flask.settings import DEFAULTS
 from tests.cases.downloads import HOSTILE_TITLES
-from tests.support.fetching import Nursery, nursery
-from tests.support.made_once import flask_app
 from tests.support.media_server import MediaServer, video
 from tests.support.processes import child, free_port, wait_until
 from tests.support.upstreams import Upstream
@@ -33,26 +30,25 @@ from tests.upstream.catalogue import songs
 
 ENDED = ("completed", "failed", "cancelled", "paused")
 PATIENCE_S = 120.0
-CONFIG = {"ALLOWED_NETWORKS": MediaServer.allowed, "DOWNLOAD_BACKOFF_S": 0.01}
-SHARED = ("DATABASE_URL", "DATA_PATH", "LIBRARY_PATH", "DOWNLOADS_PATH")
-COMMAND = legacy_flask.child.COMMAND
 
 
 class World:
     """The application in a folder, with one artist. `another` shares its database and its folders."""
 
-    def __init__(self, home: Path, app: Flask) -> None:
-        self.home, self.app, self.apps = home, app, [app]
+    def __init__(self, home: Path) -> None:
+        self.home, self.apps = home, list[Flask]()
+        self.app = self.another()
         engine = self.app.extensions["engine"].execution_options(write=True)
         self.begin = sessionmaker(engine, expire_on_commit=False).begin
-        self.library, self.downloads = home / "library", home / "downloads"
+        self.library, self.downloads = home / "library", home / "data/downloads"
         self.incoming = self.downloads / ".incoming"
         with self.begin() as db:
             db.add(Artist(id=1, name="Björk", name_key="bjork", sort_name="bjork", folder_path="Björk"))
 
     def another(self, **config: Any) -> Flask:
-        same = {name: self.app.config[name] for name in SHARED}
-        app = create_app({"SECRET_KEY": "s" * 32, **CONFIG, **same, **config})
+        paths = {"DATA_PATH": self.home / "data", "LIBRARY_PATH": self.home / "library"}
+        usual = {"SECRET_KEY": "s" * 32, "ALLOWED_NETWORKS": MediaServer.allowed, "DOWNLOAD_BACKOFF_S": 0.01}
+        app = create_app({"DATABASE_URL": f"sqlite:///{self.home}/app.sqlite3", **paths, **usual, **config})
         self.apps.append(app)
         return app
 
@@ -110,7 +106,7 @@ def server(world: World, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def variables(world: World) -> dict[str, str]:
-    config = {name: str(world.app.config[name]) for name in SHARED}
+    config = {name: str(world.app.config[name]) for name in ("DATABASE_URL", "DATA_PATH", "LIBRARY_PATH")}
     return os.environ | config | {"SECRET_KEY": "s" * 32, "ALLOWED_NETWORKS": MediaServer.allowed}
 
 
@@ -132,30 +128,15 @@ def quiet(world: World) -> bool:
     return all(app.extensions["downloader"].thread is None for app in world.apps) and not children()
 
 
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with nursery("legacy_flask", tmp_path_factory.mktemp("nursery")) as imported:
-        yield imported
-
-
 @pytest.fixture
-def world(tmp_path: Path, imported: Nursery, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """Its children do not all import yt-dlp anew, unless they are `alone`."""
-    monkeypatch.setattr(legacy_flask.child, "COMMAND", imported.command)
-    with flask_app(tmp_path, **CONFIG) as app:
-        world = World(tmp_path, app)
-        yield world
-        with world.begin() as db:
-            db.execute(update(Download).values(status="cancelled"))
-        wait_until(lambda: quiet(world), "the end of all downloads", PATIENCE_S)
-        for other in world.apps[1:]:
-            other.extensions["engine"].dispose()
-
-
-@pytest.fixture
-def alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every child is started as it always is, and is one of `children()`."""
-    monkeypatch.setattr(legacy_flask.child, "COMMAND", COMMAND)
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    with world.begin() as db:
+        db.execute(update(Download).values(status="cancelled"))
+    wait_until(lambda: quiet(world), "the end of all downloads", PATIENCE_S)
+    for app in world.apps:
+        app.extensions["engine"].dispose()
 
 
 def digest(path: Path) -> str:
@@ -172,7 +153,6 @@ def left(world: World) -> list[str]:
     return sorted(str(path.relative_to(root)) for root in roots for path in root.rglob("*") if path.is_file())
 
 
-@pytest.mark.usefixtures("alone")
 def test_a_video_comes_into_the_library_with_all_that_belongs_to_it(world: World, media: MediaServer) -> None:
     world.set(organize_nfo="true")
     with world.begin() as db:
@@ -259,7 +239,6 @@ def test_what_may_pass_is_tried_as_often_as_allowed(world: World, media: MediaSe
     assert (row.status, row.error_code, row.attempts) == ("failed", "network", 2)
 
 
-@pytest.mark.usefixtures("alone")
 def test_a_pause_keeps_what_is_there_and_going_on_asks_for_the_rest(world: World, media: MediaServer) -> None:
     download_id = world.put(f"{media.url}/slow.mp4?size=600000&rate=150000")
     part = world.begun(download_id)
@@ -276,7 +255,6 @@ def test_a_pause_keeps_what_is_there_and_going_on_asks_for_the_rest(world: World
     assert digest(world.library / str(row.file_path)) == expected(600_000)
 
 
-@pytest.mark.usefixtures("alone")
 def test_cancelling_leaves_no_process_and_no_file(world: World, media: MediaServer) -> None:
     download_id = world.put(f"{media.url}/slow.mp4?size=9000000&rate=150000")
     world.begun(download_id)
@@ -287,7 +265,6 @@ def test_cancelling_leaves_no_process_and_no_file(world: World, media: MediaServ
     assert world.row(download_id).status == "cancelled"
 
 
-@pytest.mark.usefixtures("alone")
 def test_who_deletes_a_video_ends_its_download(world: World, media: MediaServer) -> None:
     download_id = world.put(f"{media.url}/slow.mp4?size=9000000&rate=150000")
     world.begun(download_id)
@@ -311,7 +288,6 @@ def test_progress_is_in_the_row(world: World, media: MediaServer) -> None:
     assert world.film(download_id).status == "DOWNLOADING"
 
 
-@pytest.mark.usefixtures("alone")
 def test_a_child_that_was_killed_is_followed_by_another(world: World, media: MediaServer) -> None:
     download_id = world.put(f"{media.url}/slow.mp4?size=600000&rate=150000")
     world.begun(download_id)
@@ -366,7 +342,6 @@ sys.stdin.read()
     assert 3 == row.max_attempts - row.attempts  # to be stopped is no failure: as many are left as before
 
 
-@pytest.mark.usefixtures("alone")
 def test_what_is_just_being_claimed_when_the_process_ends_is_put_back(
     world: World, media: MediaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,7 +373,6 @@ def test_a_row_without_a_sign_of_life_is_taken_back(
     assert (row.status, row.error_code) == end
 
 
-@pytest.mark.usefixtures("alone")
 def test_a_full_disk_is_no_reason_to_try_again(world: World, media: MediaServer) -> None:
     download_id = world.put(f"{media.url}/slow.mp4?size=600000&rate=150000")
     part = world.begun(download_id)

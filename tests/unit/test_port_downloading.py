@@ -16,7 +16,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import func, insert, select, update
 
-from fastapi_app import claiming, downloading, intake, media, working
+from fastapi_app import claiming, create_app, downloading, intake, media, working
 from fastapi_app.db import Db
 from fastapi_app.fetchers import Fetchers, shared
 from fastapi_app.files import safe_name
@@ -24,7 +24,6 @@ from fastapi_app.models import artists, downloads, settings, utcnow, videos, web
 from tests.cases.downloads import HOSTILE_TITLES
 from tests.support.asgi import Lifespan
 from tests.support.databases import create_database
-from tests.support.made_once import create_port, sqlite
 from tests.support.media_server import MediaServer, media_server, video
 from tests.support.processes import free_port
 from tests.support.upstreams import upstream
@@ -50,15 +49,14 @@ def nursery() -> Iterator[None]:
 async def app(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[FastAPI]:
+    database = f"sqlite:///{tmp_path}/app.sqlite3"
     if getattr(request, "param", "sqlite") == "mariadb":
         database = create_database(request.getfixturevalue("mariadb_server"), "downloading")
-    else:
-        database = sqlite(tmp_path / "app.sqlite3")
     env = {"SECRET_KEY": "s" * 32, "DATA_PATH": str(tmp_path / "data"), "LIBRARY_PATH": str(tmp_path / "library")}
     env |= {"ALLOWED_NETWORKS": MediaServer.allowed, "DOWNLOAD_BACKOFF_S": "0.01"}
     for name, value in (env | {"DATABASE_URL": database, "REDIS_URL": ""}).items():
         monkeypatch.setenv(name, value)
-    app = create_port()
+    app = create_app()
     async with Lifespan(app):
         yield app
 
