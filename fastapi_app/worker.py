@@ -79,9 +79,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _number(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return number
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"a number of at least 1 is expected, not {text!r}")
+    return int(text)
 
 
 def _names(text: str) -> list[str]:

@@ -12,18 +12,18 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from threading import Event, Thread
 from typing import NamedTuple
 
-from flask import Flask, current_app
+from flask import current_app
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from . import events, indexing, intake, media, settings, thumbnails
+from . import beats, events, indexing, intake, media, settings, thumbnails
+from .beats import beating
 from .child import Child
 from .db import close_session, get_session, transaction
 from .files import inside, safe_name
@@ -36,7 +36,6 @@ from .upstreams.youtube import watch_url
 LIMIT = "max_concurrent_downloads"
 MOST = 100  # whatever the setting says
 LOOK_EVERY_S = 0.5  # at the row: is it still ours?
-BEAT_EVERY_S = 5.0  # when nothing else is written
 GONE_AFTER = timedelta(seconds=60)  # without a sign of life
 STALLED_S = 900.0  # without a word of the child: the longest merging of two files
 LONGEST_PAUSE_S = 3600.0  # between two attempts
@@ -278,7 +277,7 @@ def subject_of(task: Task) -> Subject:
 def resolved(task: Task, subject: Subject) -> str:
     """Of a video that was queued without an address, as the other application does. Raises Lost, Failed."""
     try:
-        with beating(task):
+        with beating(partial(write, task), Lost, str(task.id)):
             url = find_address(subject.texts, subject.artist, subject.title)
     except ApiError as error:
         raise Failed("service") from error
@@ -323,7 +322,7 @@ def followed(task: Task, child: Child, folder: Path) -> Path:
         if now - heard_at > STALLED_S:
             raise Failed("network")
         try:
-            if now - written_at >= (LOOK_EVERY_S if progress else BEAT_EVERY_S):
+            if now - written_at >= (LOOK_EVERY_S if progress else beats.EVERY_S):
                 write(task, **columns_of(progress))
                 progress, written_at = {}, now
             elif not lines:
@@ -350,26 +349,6 @@ def made(folder: Path, path: str) -> Path:
     return file
 
 
-@contextmanager
-def beating(task: Task) -> Iterator[None]:
-    """Signs of life while this thread waits for something else."""
-    over, app = Event(), current_app._get_current_object()
-    thread = Thread(target=beat, args=(app, task, over), name=f"beat-{task.id}", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def beat(app: Flask, task: Task, over: Event) -> None:
-    with app.app_context(), suppress(Lost):
-        while not over.wait(BEAT_EVERY_S):
-            with suppress(SQLAlchemyError):
-                write(task)
-
-
 # --- the end -----------------------------------------------------------------------------------------------------
 
 
@@ -385,7 +364,7 @@ def finish(task: Task, subject: Subject, file: Path) -> None:
     staged = intake.staged_path() if organized else file
     try:
         if organized:
-            with beating(task):
+            with beating(partial(write, task), Lost, str(task.id)):
                 intake.stage(file, staged)
         wanted = target(root, subject, suffix_of(file), organized)
         path, note = settled(task, root, staged, wanted, found, organized)

@@ -9,23 +9,22 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from datetime import timedelta
-from threading import Event, Thread
+from threading import Thread
 
 from flask import Flask, current_app, g
 from sqlalchemy import select, update
-from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from .audit import audit
+from .beats import beating
 from .db import get_session, transaction
 from .http import ApiError
 from .models import Job, User, utcnow
 
 ACTIVE = ("queued", "running")
 REPORT_EVERY_S = 0.5
-BEAT_EVERY_S = 5.0  # when the work reports nothing; after a minute of silence the port's leader takes the row away
 GONE_AFTER = timedelta(minutes=5)  # without a sign of life
 
 UNEXPECTED = "The work was ended by an unexpected error"
@@ -118,7 +117,7 @@ def run(app: Flask, job_id: str, work: Callable[[Report], dict]) -> None:
         if job is None:
             return
         try:
-            with job.beating():
+            with beating(job.write, Taken, job_id):  # a playlist is loaded in a hundred calls, between two reports
                 end = {"status": "completed", "result": work(job.report)}
             job.percent = 100
         except Taken:
@@ -165,24 +164,6 @@ class Claim:
         except OperationalError:
             current_app.logger.warning("the progress of job %s could not be noted", self.job_id)
         self.written_at = time.monotonic()
-
-    @contextmanager
-    def beating(self) -> Iterator[None]:
-        """Signs of life however long the work takes between two reports: a playlist is loaded in a hundred calls."""
-        over, app = Event(), current_app._get_current_object()
-        thread = Thread(target=self.beat, args=(app, over), name=f"beat-{self.job_id}", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-
-    def beat(self, app: Flask, over: Event) -> None:
-        with app.app_context(), suppress(Taken):
-            while not over.wait(BEAT_EVERY_S):
-                with suppress(SQLAlchemyError):
-                    self.write()
 
     def write(self, **values) -> None:
         ours = Job.status == "running", Job.attempts == self.attempts

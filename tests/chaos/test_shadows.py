@@ -66,7 +66,7 @@ def test_nothing_is_left_when_the_gateway_stops(tmp_path: Path) -> None:
         assert len(server.processes()) > 3
         server.process.terminate()
         assert 0 == server.process.wait(20)
-        assert [] == server.processes()
+        wait_until(lambda: not server.processes(), "the end of every process", 2)
 
 
 def test_another_worker_takes_over_when_the_one_that_keeps_it_dies(tmp_path: Path) -> None:

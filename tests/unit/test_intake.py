@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from sqlalchemy import event
@@ -36,8 +37,9 @@ def quick_ffprobe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _quick(quick_ffprobe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", f"{quick_ffprobe}:{os.environ['PATH']}")
+def _quick(quick_ffprobe: Path) -> Iterator[None]:
+    with patch.dict(os.environ, PATH=f"{quick_ffprobe}:{os.environ['PATH']}"):
+        yield
 
 
 @pytest.fixture(params=["legacy", "port"])
@@ -225,7 +227,6 @@ def test_a_file_that_cannot_be_copied_stays_and_leaves_nothing(side: Side, monke
 
     assert ([], {"The file could not be moved"}) == (moved, set(told(failed).values()))
     assert (before, {}, []) == (contents(side.downloads), contents(side.library), file_paths(side))
-    monkeypatch.undo()
 
 
 def failing_commits(statement: str) -> Callable[[], None]:

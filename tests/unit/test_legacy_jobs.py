@@ -12,7 +12,7 @@ import pytest
 from flask import Flask, current_app
 from sqlalchemy import event
 
-from legacy_flask import create_app, jobs
+from legacy_flask import beats, create_app, jobs
 from legacy_flask.db import get_session, transaction
 from legacy_flask.http import ApiError
 from legacy_flask.jobs import Report
@@ -150,7 +150,7 @@ def test_progress_is_written_twice_a_second_at_most_and_at_the_end(app: Flask) -
 
 
 def test_work_that_reports_nothing_for_long_gives_signs_of_life(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "BEAT_EVERY_S", 0.05)
+    monkeypatch.setattr(beats, "EVERY_S", 0.05)
     go = Event()
 
     job_id = start(app, lambda _: {"went": go.wait(20)})
