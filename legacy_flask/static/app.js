@@ -458,10 +458,18 @@ function toggleTheme() {
 for (const control of document.querySelectorAll(".theme-button")) control.addEventListener("click", toggleTheme);
 
 const menuButton = document.getElementById("menu-button");
-menuButton?.addEventListener("click", () => {
-  const open = menuButton.getAttribute("aria-expanded") !== "true";
+const isMenuOpen = () => menuButton?.getAttribute("aria-expanded") === "true";
+
+function openMenu(open) {
   menuButton.setAttribute("aria-expanded", String(open));
   document.getElementById("menu").classList.toggle("open", open);
+}
+
+menuButton?.addEventListener("click", () => openMenu(!isMenuOpen()));
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || !isMenuOpen()) return;
+  openMenu(false);
+  menuButton.focus();
 });
 
 const signOut = document.getElementById("sign-out");

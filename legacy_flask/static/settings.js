@@ -78,7 +78,8 @@ function group(title, rows, settings) {
   const changes = () => Object.fromEntries(controls.filter((one) => one.changed()).map((one) => [one.key, one.value()]));
   const node = form(controls.map((one) => one.node), `Save ${title.toLowerCase()}`, async () => {
     const answer = await api("PUT", "/api/settings/bulk", changes());
-    whole.replaceWith(group(title, rows, (await readSettings()).settings)); // what was typed in the others stays
+    const now = await readSettings().catch(() => null); // stored it is, also when nobody can be asked what is
+    if (now) whole.replaceWith(group(title, rows, now.settings)); // what was typed in the others stays
     if (title === "Schedule") await loadSchedule();
     return answer;
   }, {class: "form columns"});

@@ -235,8 +235,7 @@ def test_sigterm_gives_a_job_its_grace_and_then_puts_it_back(site: Site) -> None
 
     assert 0 == pool.wait(20)
     assert ("queued", 0) == (site.row(job_id).status, site.row(job_id).attempts)
-    assert [] == session_members(pool.pid)
-    assert [] == programs(site.home)
+    wait_until(lambda: not session_members(pool.pid) + programs(site.home), "the end of every process", 2)
 
 
 def test_sigterm_lets_a_job_end_that_needs_less_than_the_grace(site: Site) -> None:
@@ -249,6 +248,12 @@ def test_sigterm_lets_a_job_end_that_needs_less_than_the_grace(site: Site) -> No
 
     assert 0 == pool.wait(40)
     assert "completed" == site.row(job_id).status
+
+
+def test_workers_leave_the_processor_to_those_who_wait_for_an_answer(site: Site) -> None:
+    pool = site.pool("--workers", "1")
+
+    assert {10} == {os.getpriority(os.PRIO_PROCESS, process) for process in session_members(pool.pid)}
 
 
 def test_what_is_cancelled_ends_wherever_it_is(site: Site) -> None:

@@ -300,6 +300,9 @@ def test_on_a_phone_nothing_must_be_scrolled_sideways(browser: Browser, site: Si
         page.get_by_role("button", name="Menu").click()
         expect(page.get_by_role("link", name="Playlists")).to_be_visible()
         assert fits(page)
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("link", name="Playlists")).to_be_hidden()
+        expect(page.get_by_role("button", name="Menu")).to_be_focused()
 
 
 def test_the_theme_follows_the_system_until_one_is_chosen_and_then_stays(browser: Browser, site: Site) -> None:

@@ -443,6 +443,18 @@ def test_only_changed_settings_are_sent_and_secrets_never_come(admin: Visitor, w
     assert "another-key" not in page.content()
 
 
+def test_settings_that_are_stored_are_no_failure_because_nobody_tells_what_is_stored_now(admin: Visitor) -> None:
+    page = admin.open("settings")
+    page.get_by_label("Largest file").fill("9000")
+    page.route("**/api/settings/", lambda route: route.abort())
+    page.get_by_role("button", name="Save downloads").click()
+
+    expect(page.get_by_text("Settings updated")).to_be_visible()
+    page.unroute("**/api/settings/")
+    page.reload()
+    expect(page.get_by_label("Largest file")).to_have_value("9000")
+
+
 def test_the_schedule_is_planned(admin: Visitor) -> None:
     page = admin.open("settings")
     page.get_by_label("Look for new videos of monitored artists").check()
