@@ -58,7 +58,8 @@ import sys
 from pathlib import Path
 from tests.support.sides import opened
 
-with opened(sys.argv[1], Path(sys.argv[2])) as side:
+name, home = sys.argv[1:]
+with opened(name, Path(home), f"sqlite:///{home}/app.sqlite3") as side:
     side.organize(with_nfo=True)
 """
 

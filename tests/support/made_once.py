@@ -19,9 +19,13 @@ _routes: list[BaseRoute] = []
 
 
 def sqlite(path: Path) -> str:
-    """The address of a new file with all tables, which are empty."""
+    """The address of a new file with all tables, which are empty. Raises FileExistsError.
+
+    Over one that somebody has open it would be another database: the pages are in another order in each process.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_tables())
+    with path.open("xb") as file:
+        file.write(_tables())
     return f"sqlite:///{path}"
 
 

@@ -127,14 +127,18 @@ def opened(name: str, home: Path, database_url: str = "", **env: str) -> Iterato
     with patch.dict(os.environ, {"SECRET_KEY": "s" * 32, "DATABASE_URL": url, **folders, **env}):
         if name == "legacy":
             app = legacy_flask.create_app()
-            yield LegacySide(app, home)
-            app.extensions["engine"].dispose()
-        else:
-            with asyncio.Runner() as runner:
-                side = PortSide(url, home, runner)
+            try:
+                yield LegacySide(app, home)
+            finally:
+                app.extensions["engine"].dispose()
+            return
+        with asyncio.Runner() as runner:
+            side = PortSide(url, home, runner)
+            try:
                 yield side
+            finally:
                 side.run(side.app.state.database.dispose())
-            side.engine.dispose()
+                side.engine.dispose()
 
 
 def fill(folder: Path, names: Iterable[str]) -> None:

@@ -1,7 +1,9 @@
 """The stub upstream beside the tests, on a port of its own."""
 
 import socket
+import sys
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +14,8 @@ from legacy_flask.demo import services
 from tests.upstream import Control, create_app
 
 from .processes import wait_until
+
+END_S = 20  # and the tests end without it: it is a daemon
 
 
 class Upstream:
@@ -55,5 +59,8 @@ def upstream() -> Iterator[Upstream]:
     finally:
         server.should_exit = True
         server.force_exit = True  # what still waits for a slow answer need not have it
-        thread.join()
+        thread.join(END_S)
         listener.close()
+        if (frame := sys._current_frames().get(thread.ident or 0)) is not None:
+            at = "".join(traceback.format_stack(frame))
+            sys.stderr.write(f"the stub upstream did not end within {END_S} s:\n{at}")
