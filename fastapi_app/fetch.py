@@ -33,6 +33,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from threading import Thread
@@ -250,11 +251,23 @@ def search(order: dict[str, Any]) -> list[dict[str, Any]]:
 class Downloader(yt_dlp.YoutubeDL):  # type: ignore[misc]
     """Of a page with several videos the first; of a list of a site, none."""
 
+    def add_default_info_extractors(self) -> None:
+        """As yt-dlp does, but to choose them takes it longer than all else."""
+        for site in sites():
+            self.add_info_extractor(site)
+
     def process_ie_result(self, ie_result: dict[str, Any], *rest: Any, **more: Any) -> Any:
         is_list = ie_result.get("_type") in ("playlist", "multi_video")
         if is_list and ie_result.get("extractor_key") != "Generic":
             raise Refused("unsupported")
         return super().process_ie_result(ie_result, *rest, **more)
+
+
+@cache
+def sites() -> list[Any]:
+    """The extractors that yt-dlp asks unless it is told otherwise, in their order; the last one takes any address."""
+    by_name = {site.IE_NAME.lower(): site for site in yt_dlp.extractor.gen_extractor_classes()}
+    return [site for site in by_name.values() if getattr(site, "_ENABLED", True)]
 
 
 def download(order: dict[str, Any], tell: Tell) -> str:

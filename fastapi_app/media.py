@@ -30,10 +30,18 @@ LIMITS: Mapping[int, int] = {
     resource.RLIMIT_CORE: 0,
 }
 # Becomes the program that its arguments name, in the background of everything else, and ends with who began it.
-_WITH_PARENT = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.nice(10);"
-    "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[2:])"
-)
+_WITH_PARENT = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+os.nice(15)
+try:  # Linux looks at sessions first, and here is one of its own
+    with open("/proc/self/autogroup", "w") as session:
+        session.write("15")
+except OSError:
+    pass
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 def find_ffmpeg(ffmpeg: str) -> str | None:

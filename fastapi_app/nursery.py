@@ -18,6 +18,8 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -41,9 +43,11 @@ def main() -> None:
     package = ModuleType("fastapi_app")
     package.__path__ = [str(HERE)]
     sys.modules["fastapi_app"] = package  # without the application in it: a fetch needs 2 s and 70 MB less
-    from fastapi_app import fetch
+    from fastapi_app import fetch, priority
 
-    warm()
+    with suppress(Exception):  # another yt-dlp may be different inside: then it is only slower
+        warm()
+    priority.step_back()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # a child's children become ours when it ends
     gc.collect()
@@ -53,12 +57,24 @@ def main() -> None:
 
 
 def warm() -> None:
-    """Everything that each child would do first: a second of compiling the patterns of all sites, and imports."""
-    import yt_dlp.extractor.generic
-    import yt_dlp.extractor.youtube
+    """Everything that each child would do first: imports, hundreds of patterns, the certificates to trust."""
+    from yt_dlp.networking import common
+    from yt_dlp.utils import unified_timestamp
 
-    for site in yt_dlp.extractor.gen_extractor_classes():
-        site.suitable("https://example.com/video.mp4")
+    from fastapi_app import fetch
+
+    for name in ("generic", "youtube"):
+        import_module(f"yt_dlp.extractor.{name}")
+    video = {"id": "video", "title": "video", "url": "https://example.com/video.mp4", "extractor_key": "Generic"}
+    for site in fetch.sites():
+        site.suitable(video["url"])
+    common.make_ssl_context = cache(common.make_ssl_context)
+    common.make_ssl_context(verify=True, legacy_support=False, use_certifi=True)
+    fetch.tame()
+    rehearsal = {"simulate": True, "ffmpeg_location": ""}  # no program is begun, which could stand still
+    with fetch.Downloader(fetch.options({"proxy": ""}) | rehearsal) as ydl:
+        ydl.process_ie_result(video)
+    unified_timestamp("Mon, 02 Jan 2006 15:04:05 GMT")
 
 
 class Nursery:

@@ -32,7 +32,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from typing_extensions import override
 
-from . import create_app, fetchers, leader, working
+from . import create_app, fetchers, leader, priority, working
 from .config import Settings, StartupError
 from .db import Database, DatabaseUnavailable
 
@@ -42,7 +42,6 @@ GRACE_S = 10.0
 TIDY_S = 5.0  # for a job to end when its grace is over
 RESTART_S = 1.0
 PATIENCE_S = 10.0  # with a database, at the start
-NICE = 10  # who waits for an answer comes first
 SEEN_S = 30  # a worker that is not seen for so long, and a minute, is gone for rq
 HEARTBEAT_S = 10
 
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise StartupError("REDIS_URL is missing: workers take their jobs out of Redis")
     working.application = create_app()
     asyncio.run(_prepare(config))
-    os.nice(NICE)
+    priority.step_back()
     fetchers.shared.begin()  # of all workers
     gc.collect()
     gc.freeze()  # or the collector of every child would make the memory its own

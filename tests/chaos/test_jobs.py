@@ -253,7 +253,7 @@ def test_sigterm_lets_a_job_end_that_needs_less_than_the_grace(site: Site) -> No
 def test_workers_leave_the_processor_to_those_who_wait_for_an_answer(site: Site) -> None:
     pool = site.pool("--workers", "1")
 
-    assert {10} == {os.getpriority(os.PRIO_PROCESS, process) for process in session_members(pool.pid)}
+    assert {15} == {os.getpriority(os.PRIO_PROCESS, process) for process in session_members(pool.pid)}
 
 
 def test_what_is_cancelled_ends_wherever_it_is(site: Site) -> None:

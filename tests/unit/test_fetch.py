@@ -317,3 +317,24 @@ def test_it_knows_nothing_of_the_application(module: str) -> None:
 )
 def test_sentences_of_sites_have_codes(module: str, said: str, code: str) -> None:
     assert importlib.import_module(module).code_of(DownloadError(f"ERROR: {said}")) == code
+
+
+def test_children_are_spared_what_their_parent_has_done_and_ask_the_same_sites(media: MediaServer) -> None:
+    script = """
+import sys
+from fastapi_app import fetch, nursery
+begun = []  # what could stand still, and keep all downloads waiting
+sys.addaudithook(lambda event, words: event in ("subprocess.Popen", "socket.getaddrinfo") and begun.append(words))
+nursery.warm()
+print(begun)
+import yt_dlp
+from yt_dlp.networking import common
+options = fetch.options({"proxy": ""})
+with yt_dlp.YoutubeDL(options) as usual, fetch.Downloader(options) as ours:
+    ours.urlopen(sys.argv[1]).read()
+    print([*usual._ies] == [*ours._ies], len(ours._ies) > 1000, [*ours._ies][-1])
+    print(common.make_ssl_context.cache_info().misses)
+"""
+    command = [sys.executable, "-c", script, f"{media.url}/direct.mp4"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "[]\nTrue True Generic\n1\n" == said
