@@ -44,7 +44,6 @@ def make_port() -> FastAPI:
         if not kept:
             found = fastapi_app.artists.filtered("", None, None).limit(ROWS)
             kept[:] = (await fastapi_app.db.Db(request.app.state.database).execute(found)).all()
-        rows = [fastapi_app.artists.artist_json(artist) for artist in kept]
-        return fastapi_app.http.paged("artists", rows, 2000, 1, ROWS)
+        return fastapi_app.http.paged("artists", fastapi_app.artists.artists_json(kept), 2000, 1, ROWS)
 
     return app

@@ -51,7 +51,7 @@ from .http import (
     uploaded_file,
 )
 from .identity import Manager, Member, Reader
-from .models import VIDEO_STATUSES, artists, as_dict, cache, downloads, name_key, sort_name, utcnow, videos
+from .models import VIDEO_STATUSES, artists, as_dicts, cache, downloads, name_key, sort_name, utcnow, videos
 from .upstreams import errors, imvdb, lastfm, wikipedia
 from .upstreams.client import UpstreamClient
 
@@ -96,7 +96,7 @@ async def list_artists(request: Request, db: DbDep, _: Reader) -> Response:
     total = await db.scalar(found.with_only_columns(func.count(artists.c.id), maintain_column_froms=True))
     ordered = found.order_by(*ordering(args.get("sort"), args.get("order")))
     rows = await db.rows(ordered.offset((page - 1) * per_page).limit(per_page))
-    return paged("artists", [artist_json(row) for row in rows], total, page, per_page)
+    return paged("artists", artists_json(rows), total, page, per_page)
 
 
 @read(router, "/search/advanced", name="artists.advanced_search")
@@ -145,7 +145,7 @@ def _analysed(rows: Sequence[Any], filters: Mapping[str, Any]) -> dict[str, Any]
     pages = -(-len(rows) // per_page)
     shown = rows[(page - 1) * per_page : page * per_page]
     return {
-        "artists": [artist_json(row) for row in shown],
+        "artists": artists_json(shown),
         "count": len(shown),
         "pagination": {
             "page": page,
@@ -587,12 +587,17 @@ async def refuse_duplicates(db: Db | AsyncConnection, fields: Mapping[str, Any],
 
 
 def artist_json(row: Any) -> dict[str, Any]:
-    """An artist with `video_count`, as it is shown: every column but two."""
-    shown = as_dict(row)
-    del shown["name_key"]
-    shown["has_thumbnail"] = shown.pop("thumbnail_path") is not None
-    shown["created_at"] = shown["created_at"].isoformat()
-    shown["updated_at"] = shown["updated_at"].isoformat()
+    return artists_json([row])[0]
+
+
+def artists_json(rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """Artists of one result with `video_count`, as they are shown: every column but two."""
+    shown = as_dicts(rows)
+    for artist in shown:
+        del artist["name_key"]
+        artist["has_thumbnail"] = artist.pop("thumbnail_path") is not None
+        artist["created_at"] = artist["created_at"].isoformat()
+        artist["updated_at"] = artist["updated_at"].isoformat()
     return shown
 
 

@@ -14,11 +14,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from functools import cache, partial
 from typing import Annotated, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from fastapi import Depends, Request
+from pymysql.constants import FIELD_TYPE
+from pymysql.converters import convert_datetime, decoders
 from sqlalchemy import URL, Result, Row, Table, bindparam, event, insert, make_url, select, text
 from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
@@ -305,15 +308,12 @@ def _open_engine(url: URL, pool_size: int, max_overflow: int, wait_s: float) -> 
         engine = create_async_engine(url.set(drivername="sqlite+aiosqlite"), **options)
         configure, in_transaction = _configure_sqlite, lambda driver: driver.in_transaction
     elif url.get_backend_name() in ("mysql", "mariadb"):
+        driver = _MYSQL_DRIVERS.get(url.drivername, "mysql+aiomysql")
         engine = create_async_engine(
-            url.set(drivername=_MYSQL_DRIVERS.get(url.drivername, "mysql+aiomysql")),
+            url.set(drivername=driver),
             isolation_level=ISOLATION,
             pool_recycle=RECYCLE_S,
-            connect_args={
-                "charset": "utf8mb4",
-                "init_command": f"SET time_zone='+00:00', innodb_lock_wait_timeout={LOCK_WAIT_S}",
-                "connect_timeout": CONNECT_S,
-            },
+            connect_args=_mysql_options(driver),
             **options,
         )
         configure, in_transaction = _configure_mysql, lambda driver: driver.get_transaction_status()
@@ -322,6 +322,25 @@ def _open_engine(url: URL, pool_size: int, max_overflow: int, wait_s: float) -> 
     event.listen(engine.sync_engine, "connect", configure)
     engine.dialect.do_rollback = partial(_roll_back, in_transaction)  # type: ignore[method-assign]
     return engine
+
+
+def _mysql_options(driver: str) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "charset": "utf8mb4",
+        "init_command": f"SET time_zone='+00:00', innodb_lock_wait_timeout={LOCK_WAIT_S}",
+        "connect_timeout": CONNECT_S,
+    }
+    if driver == "mysql+aiomysql":  # it reads times in Python
+        options["conv"] = {**decoders, FIELD_TYPE.DATETIME: _moment}
+    return options
+
+
+def _moment(text: str) -> Any:
+    """A DATETIME; what is none, such as `0000-00-00 00:00:00`, stays text."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return convert_datetime(text)
 
 
 def _to_json(value: object) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 from collections import OrderedDict
 
-PATIENCE_S = 0.05  # what the first in the queue waits before one more is let in
+PATIENCE_S = 0.1  # what the first in the queue waits before one more is let in
 
 
 class Gate:

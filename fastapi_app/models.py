@@ -5,8 +5,8 @@ must be unique regardless of case has a `*_key` column.
 """
 
 import unicodedata
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
@@ -43,14 +43,10 @@ def utcnow() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-def as_dict(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
-    """A row by the names of its columns, ten times as quick as by its attributes."""
-    return dict(zip(_names(row._fields), row, strict=True))
-
-
-@lru_cache
-def _names(fields: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(map(str, fields))  # they are of a kind of text that costs more
+def as_dicts(rows: Sequence[Row[*tuple[Any, ...]]]) -> list[dict[str, Any]]:
+    """Rows of one result by the names of their columns: many times as quick as by their attributes."""
+    names = tuple(map(str, rows[0]._fields)) if rows else ()  # those of a row are of a kind of text that costs more
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def name_key(name: str) -> str:

@@ -4,12 +4,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from anyio import CancelScope
 from fastapi import APIRouter, Request
-from sqlalchemy import ColumnElement, Select, bindparam, delete, func, select, update
+from sqlalchemy import ColumnElement, Integer, Select, bindparam, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
@@ -40,7 +41,7 @@ from .http import (
 from .identity import Manager, Member, Reader
 from .matching import Wanted, ranked, split_title, words
 from .media import find_ffmpeg
-from .models import VIDEO_STATUSES, artists, as_dict, name_key, videos
+from .models import VIDEO_STATUSES, artists, as_dicts, name_key, videos
 from .queueing import VIDEOS as QUEUEABLE
 from .queueing import Wishes, enqueuing, queue_download
 from .sending import Stream, send_file
@@ -77,12 +78,11 @@ _TITLED = select(videos.c.id, videos.c.title, videos.c.status, videos.c.thumbnai
 async def list_videos(request: Request, db: DbDep, _: Reader) -> Response:
     """All of them, unless `limit` says otherwise."""
     args = query(request)
-    found = VIDEOS
-    if status := args.get("status"):
-        found = found.where(videos.c.status == status)
-    if (artist_id := query_int(args, "artist_id")) is not None:
-        found = found.where(videos.c.artist_id == artist_id)
-    return await _page_of_videos(db, found, args, limit=query_int(args, "limit"))
+    asked = {"status": args.get("status") or None, "artist_id": query_int(args, "artist_id")}
+    filters = {name: value for name, value in asked.items() if value is not None}
+    limit = query_int(args, "limit")
+    statements = _listing(tuple(filters), _ordering(args), limit is not None)
+    return await _page_of_videos(db, statements, filters, args, limit)
 
 
 @read(router, "/search", name="videos.search_videos")
@@ -105,7 +105,8 @@ async def search_videos(request: Request, db: DbDep, _: Reader) -> Response:
     filters = {name: value for name, value in asked.items() if value is not None}
     found = VIDEOS.where(*(CONDITIONS[name](value) for name, value in filters.items()))
     limit = query_int(args, "limit")
-    return await _page_of_videos(db, found, args, limit=100 if limit is None else limit, filters=filters)
+    statements = _paged(found, _ordering(args), limited=True)
+    return await _page_of_videos(db, statements, {}, args, 100 if limit is None else limit, filters=filters)
 
 
 CONDITIONS: dict[str, Callable[[Any], ColumnElement[bool]]] = {
@@ -125,26 +126,58 @@ CONDITIONS: dict[str, Callable[[Any], ColumnElement[bool]]] = {
 
 
 async def _page_of_videos(
-    db: Db, found: Select[Any], args: Mapping[str, str], limit: int | None, **more: Any
+    db: Db,
+    statements: tuple[Select[Any], Select[Any]],
+    values: Mapping[str, Any],
+    args: Mapping[str, str],
+    limit: int | None,
+    **more: Any,
 ) -> Response:
+    page, count = statements
     offset = query_int(args, "offset") or 0
-    total = await db.scalar(found.with_only_columns(func.count(videos.c.id), maintain_column_froms=True))
-    rows = await db.rows(found.order_by(*_ordering(args)).offset(offset).limit(limit))
+    rows = await db.rows(page, {**values, "offset": offset, "limit": limit})
+    total = rows[0].total if rows else await db.scalar(count, values)
 
-    def page() -> Response:
-        shown = [video_json(row) for row in rows]
+    def answer() -> Response:
+        shown = videos_json(rows)
+        for video in shown:
+            del video["total"]
         about = {"count": len(shown), "total": total, "offset": offset, "limit": limit}
         return json_response({"videos": shown, **about, **more})
 
-    return page() if limit is not None and limit <= FEW else await off_loop(page)
+    return answer() if limit is not None and limit <= FEW else await off_loop(answer)
 
 
-def _ordering(args: Mapping[str, str]) -> Sequence[ColumnElement[Any]]:
+class _Ordering(NamedTuple):
+    sort: str | None
+    descending: bool
+
+
+def _ordering(args: Mapping[str, str]) -> _Ordering:
     """The newest first, unless asked otherwise."""
     sort, order = args.get("sort"), args.get("order", "").lower()
-    column = SORTS.get(sort, videos.c.created_at)
-    descending = order == "desc" or (order != "asc" and sort not in SORTS)
-    return [column.desc(), videos.c.id.desc()] if descending else [column, videos.c.id]
+    sort = sort if sort in SORTS else None
+    return _Ordering(sort, order == "desc" or (order != "asc" and sort is None))
+
+
+@lru_cache(maxsize=256)
+def _listing(filters: tuple[str, ...], ordering: _Ordering, limited: bool) -> tuple[Select[Any], Select[Any]]:
+    """Statements for videos with these columns: kept, for to make them takes half as long as to ask them."""
+    found = VIDEOS.where(*(videos.c[name] == bindparam(name) for name in filters))
+    return _paged(found, ordering, limited)
+
+
+def _paged(found: Select[Any], ordering: _Ordering, limited: bool) -> tuple[Select[Any], Select[Any]]:
+    """Two statements: a page of what is found, by `offset` and `limit`, and how many there are on all pages.
+
+    Each row of a page says so as well, as its `total`: that is a trip to the server less.
+    """
+    count = found.with_only_columns(func.count(videos.c.id), maintain_column_froms=True)
+    page = found.add_columns(count.correlate(None).scalar_subquery().label("total"))
+    keys = [SORTS.get(ordering.sort, videos.c.created_at), videos.c.id]
+    page = page.order_by(*(key.desc() if ordering.descending else key for key in keys))
+    page = page.offset(bindparam("offset", type_=Integer))
+    return page.limit(bindparam("limit", type_=Integer)) if limited else page, count
 
 
 @read(router, "/{video_id:digits}", name="videos.get_video")
@@ -576,9 +609,14 @@ async def refuse_duplicates(db: Db | AsyncConnection, fields: Mapping[str, Any],
 
 
 def video_json(row: Any) -> dict[str, Any]:
-    """A video with `artist_name`, as it is shown: every column but one."""
-    shown = as_dict(row)
-    shown["has_thumbnail"] = shown.pop("thumbnail_path") is not None
-    shown["created_at"] = shown["created_at"].isoformat()
-    shown["updated_at"] = shown["updated_at"].isoformat()
+    return videos_json([row])[0]
+
+
+def videos_json(rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """Videos of one result with `artist_name`, as they are shown: every column but one."""
+    shown = as_dicts(rows)
+    for video in shown:
+        video["has_thumbnail"] = video.pop("thumbnail_path") is not None
+        video["created_at"] = video["created_at"].isoformat()
+        video["updated_at"] = video["updated_at"].isoformat()
     return shown

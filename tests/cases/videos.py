@@ -90,6 +90,8 @@ READING = [
     listed("status-lower", "status=wanted", wire="W13"),
     listed("artist", "artist_id=2"),
     listed("artist-unknown", "artist_id=999"),
+    listed("artist-and-status", "artist_id=2&status=WANTED&limit=1"),
+    listed("artist-and-status-limit-0", "artist_id=2&status=WANTED&limit=0"),
     listed("artist-abc", "artist_id=abc&limit=3", wire="W11"),
     listed("sort-title", "sort=title&limit=70"),
     listed("sort-title-desc", "sort=title&order=desc&limit=5"),

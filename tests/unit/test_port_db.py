@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,9 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
 
 async def threads_of_sqlite_end() -> None:
     """What failed or was cancelled is finished in a thread that nobody waits for, and that then needs the loop."""
-    while any("_connection_worker" in thread.name for thread in threading.enumerate()):
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(15):
+        while any("_connection_worker" in thread.name for thread in threading.enumerate()):
+            await asyncio.sleep(0.01)
 
 
 def slow(database: Database) -> Executable:
@@ -491,3 +493,17 @@ def test_the_pool_is_10_and_20_unless_the_environment_says_otherwise(tmp_path: P
 
 def test_a_startup_error_ends_the_process_with_its_sentence() -> None:
     assert ("no", True) == (str(StartupError("no")), issubclass(StartupError, SystemExit))
+
+
+@ON_A_SERVER
+async def test_times_come_as_they_were_stored(database: Database) -> None:
+    moments = ["2024-02-29 03:04:05.000006", "2024-02-29 03:04:05.120000", "0999-12-31 23:59:59.999999"]
+    columns = ", ".join(f"CAST('{moment}' AS DATETIME(6))" for moment in moments)
+    row = await Db(database).row(text(f"SELECT {columns}, CAST('2024-02-29 03:04:05' AS DATETIME)"))
+    assert [*map(datetime.fromisoformat, moments), datetime(2024, 2, 29, 3, 4, 5)] == list(row or ())
+
+
+@pytest.mark.parametrize("database", ["aiomysql"], indirect=True)
+async def test_a_time_that_is_none_stays_text(database: Database) -> None:
+    zero = "SELECT CAST('0000-00-00 00:00:00' AS DATETIME)"
+    assert ("0000-00-00 00:00:00",) == await Db(database).row(text(f"SET STATEMENT sql_mode='' FOR {zero}"))
