@@ -1,6 +1,7 @@
 """Bytes to a server and back, and the two small applications that say what arrived."""
 
 import json
+import logging
 import select
 import socket
 from collections.abc import Iterator
@@ -194,10 +195,10 @@ def flask_echo() -> flask.Flask:
 @contextmanager
 def listening(app: Any, *, loop: str = "uvloop", **settings: Any) -> Iterator[int]:
     """A real server around an ASGI application, in a thread; the port."""
-    config = _config(Settings(**settings), lambda: app)
-    config.loop = loop
-    server = Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with _logs_as_before(), socket.create_server(("127.0.0.1", 0)) as listener:
+        config = _config(Settings(**settings), lambda: app)
+        config.loop = loop
+        server = Server(config)
         port = listener.getsockname()[1]
         thread = Thread(target=server.run, args=([listener],))
         thread.start()
@@ -206,3 +207,16 @@ def listening(app: Any, *, loop: str = "uvloop", **settings: Any) -> Iterator[in
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextmanager
+def _logs_as_before() -> Iterator[None]:
+    """What a server is told to log holds for its process, and for the tests that come after it there."""
+    loggers = [logging.getLogger(name) for name in ("gateway", "uvicorn", "uvicorn.error", "uvicorn.access")]
+    before = [(logger, logger.level, logger.propagate) for logger in loggers]
+    try:
+        yield
+    finally:
+        for logger, level, propagate in before:
+            logger.setLevel(level)
+            logger.propagate = propagate
