@@ -1,16 +1,19 @@
 """Which route's port eats the memory of this worker?
 
 Nobody can see whose object a page belongs to. But a route that leaks makes the process grow when it is asked, and not
-when it is not: its share is the covariance of growth and answers over time slots, which those of its neighbours do
-not have. Answers of different routes are taken to come independently.
+when it is not: its share is its answers times the bytes that each of them costs, by linear regression of the growth on
+the answers of all routes over time slots. All together, because a burst brings answers of all of them at once: one
+by one, a busy route would be blamed for what its neighbour leaks.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 MIN_SHARE = 0.25  # of the growth: with less, nobody is to blame
+AGAIN = 0.05  # of the budget that a worker grows by before the question that had no answer is asked again
 
 _STATM = Path("/proc/self/statm")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -25,30 +28,59 @@ def resident_bytes() -> Callable[[], int]:
 
 
 @dataclass(slots=True)
-class _Sums:
-    """Over the slots since a route was set to its weight."""
+class _Watched:
+    """Since a route was set to its weight."""
 
     before_bytes: int
-    slots: int = 0
     answers: int = 0
-    squares: int = 0
-    growth: int = 0
-    products: int = 0
 
-    def add(self, answers: int, growth: int) -> None:
+
+class _Sums:
+    """Over the slots since any route was watched; a slot costs the square of the routes that answered in it."""
+
+    def __init__(self) -> None:
+        self.slots = self.growth = 0
+        self.answers: Counter[str] = Counter()
+        self.grown: Counter[str] = Counter()  # answers times growth
+        self.both: Counter[tuple[str, str]] = Counter()  # answers of one times answers of the other
+
+    def add(self, answers: Mapping[str, int], growth: int) -> None:
         self.slots += 1
-        self.answers += answers
-        self.squares += answers * answers
         self.growth += growth
-        self.products += answers * growth
+        for key, count in answers.items():
+            self.answers[key] += count
+            self.grown[key] += count * growth
+            for other, more in answers.items():
+                self.both[key, other] += count * more
 
-    @property
-    def share_bytes(self) -> float:
-        """The growth that goes with the answers; all of it where they came too evenly to tell."""
-        spread = self.slots * self.squares - self.answers**2
-        if not spread:
-            return float(self.growth if self.answers else 0)
-        return (self.slots * self.products - self.answers * self.growth) / spread * self.answers
+    def costs(self) -> dict[str, float]:
+        """Bytes of one answer of each route; of those that came too evenly to tell, all that is left."""
+        rows = [self._covariances(key) for key in self.answers]
+        spreads = [row[place] for place, row in enumerate(rows)]
+        costs = dict(zip(self.answers, _solve(rows, spreads), strict=True))
+        rest = self.growth - sum(cost * self.answers[key] for key, cost in costs.items())
+        even = [key for key, spread in zip(costs, spreads, strict=True) if not spread]
+        return costs | {key: rest / self.answers[key] for key in even}
+
+    def _covariances(self, key: str) -> list[float]:
+        """Of the answers of `key` with those of each route and, at the end, with the growth; times slots squared."""
+        mine = self.answers[key]
+        row = [self.slots * self.both[key, other] - mine * count for other, count in self.answers.items()]
+        return [*map(float, row), float(self.slots * self.grown[key] - mine * self.growth)]
+
+
+def _solve(rows: list[list[float]], spreads: Sequence[float]) -> list[float]:
+    """Least squares by Gauss and Jordan; 0 for a column that those before it explain."""
+    kept = []
+    for place, spread in enumerate(spreads):
+        pivot = rows[place]
+        if pivot[place] <= 1e-9 * spread:
+            continue
+        kept.append(place)
+        for row in rows:
+            if row is not pivot and (factor := row[place] / pivot[place]):
+                row[:] = [mine - factor * its for mine, its in zip(row, pivot, strict=True)]
+    return [rows[place][-1] / rows[place][place] if place in kept else 0.0 for place in range(len(rows))]
 
 
 class Memory:
@@ -57,34 +89,53 @@ class Memory:
     def __init__(self, budget_bytes: int, size: Callable[[], int]) -> None:
         self._budget_bytes, self._size = budget_bytes, size
         self._last = size()
-        self._routes: dict[str, _Sums] = {}
+        self._routes: dict[str, _Watched] = {}
+        self._sums = _Sums()
+        self._costs: Mapping[str, float] | None = None  # of an answer, until the next slot
+        self._ask_at = 0  # bytes: below, nobody was to blame
 
     def watch(self, key: str) -> None:
         """Measure from here: the route has been given another weight."""
         if not self._routes:
-            self._last = self._size()
-        self._routes[key] = _Sums(self._last)
+            self._last, self._sums, self._costs, self._ask_at = self._size(), _Sums(), None, 0
+        self._routes[key] = _Watched(self._last)
 
     def forget(self, key: str) -> None:
-        self._routes.pop(key, None)
+        """It is no longer watched; what it has cost is its own, and not what others have grown by."""
+        if (route := self._routes.pop(key, None)) and self._grown(route) > AGAIN * self._budget_bytes:
+            share = round(max(0.0, self._share(key, route)))
+            for other in self._routes.values():
+                other.before_bytes = min(other.before_bytes + share, self._last)
 
     def slot(self, answers: Mapping[str, int]) -> None:
         """Note how often each port was asked since the last slot."""
         if not self._routes:
             return
         now = self._size()
-        for key, sums in self._routes.items():
-            sums.add(answers.get(key, 0), now - self._last)
+        self._sums.add(answers, now - self._last)
+        self._costs = None
+        for key, route in self._routes.items():
+            route.answers += answers.get(key, 0)
         self._last = now
 
     def culprit(self) -> tuple[str, Mapping[str, int]] | None:
         """The route to blame for a budget that is spent, and the numbers."""
-        over = {key: sums for key, sums in self._routes.items() if self._last - sums.before_bytes > self._budget_bytes}
-        if not over:
+        over = {key: route for key, route in self._routes.items() if self._grown(route) > self._budget_bytes}
+        if not over or self._last < self._ask_at:
             return None
-        key, sums = max(over.items(), key=lambda item: item[1].share_bytes)
-        grown = self._last - sums.before_bytes
-        if sums.share_bytes < MIN_SHARE * grown:
+        shares = {key: self._share(key, route) for key, route in over.items()}
+        key = max(shares, key=shares.__getitem__)
+        grown = self._grown(over[key])
+        if shares[key] < MIN_SHARE * grown:
+            self._ask_at = self._last + int(AGAIN * self._budget_bytes)
             return None
-        numbers = {"grown_bytes": grown, "share_bytes": round(sums.share_bytes), "answers": sums.answers}
+        numbers = {"grown_bytes": grown, "share_bytes": round(shares[key]), "answers": over[key].answers}
         return key, {**numbers, "budget_bytes": self._budget_bytes, "resident_bytes": self._last}
+
+    def _grown(self, route: _Watched) -> int:
+        return self._last - route.before_bytes
+
+    def _share(self, key: str, route: _Watched) -> float:
+        if self._costs is None:
+            self._costs = self._sums.costs()
+        return self._costs.get(key, 0.0) * route.answers

@@ -119,7 +119,8 @@ def test_a_port_that_goes_bad_is_rolled_back_by_itself(server: Server, tmp_path:
     assert [] == seen.failed["item"]  # legacy stands in for every GET
     assert 50 > len(seen.failed["order"])
     assert 50 > seen.wrong
-    assert (50, []) == (weights(server)["other"], seen.failed["other"])
+    blamed = [event for event in audit(server) if event["key"] == "other"]
+    assert (50, [], []) == (weights(server)["other"], seen.failed["other"], blamed)
     explained(server, broken, seen)
 
 

@@ -220,6 +220,39 @@ def test_a_port_that_leaks_is_off_when_the_budget_is_spent_and_others_stay(flags
     assert size[0] <= 152 << 20
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_bursts_that_reach_all_ports_at_once_bring_only_those_that_leak_under_suspicion(seed: int) -> None:
+    size, chance = [0], random.Random(seed)
+    memory = Memory(60_000_000, lambda: size[0])
+    rates = {"item": 0.10, "order": 0.05, "other": 0.13, "always": 0.4}
+    for key in rates:
+        memory.watch(key)
+    blamed: list[str] = []
+    for _ in range(4000):
+        burst = chance.choice([0, 0, 1, 2, 12])
+        answers = {key: sum(chance.random() < rate for _ in range(burst)) for key, rate in rates.items()}
+        off = dict.fromkeys(blamed, 0)
+        size[0] += 2_000_000 * ((answers | off)["item"] + (answers | off)["order"]) + chance.randrange(20_000)
+        memory.slot({key: count for key, count in (answers | off).items() if count})
+        if found := memory.culprit():
+            memory.forget(found[0])
+            blamed.append(found[0])
+    assert {"item", "order"} == set(blamed)
+
+
+def test_of_a_port_that_is_asked_all_too_evenly_all_that_others_do_not_explain_is_said() -> None:
+    size, chance = [0], random.Random(1)
+    memory = Memory(50 << 20, lambda: size[0])
+    for key in ("even", "uneven"):
+        memory.watch(key)
+    for _ in range(300):
+        size[0] += 1 << 18
+        memory.slot({"even": 2, "uneven": chance.randrange(5)})
+    found = memory.culprit()
+    assert found is not None
+    assert "even" == found[0]
+
+
 def test_growth_that_goes_with_no_port_is_nobodys_fault() -> None:
     size, chance = [0], random.Random(1)
     memory = Memory(50 << 20, lambda: size[0])
