@@ -87,7 +87,7 @@ class Memory:
     """Growth of one worker, split up among the routes that are under rollout."""
 
     def __init__(self, budget_bytes: int, size: Callable[[], int]) -> None:
-        self._budget_bytes, self._size = budget_bytes, size
+        self._budget_bytes, self._again_bytes, self._size = budget_bytes, int(AGAIN * budget_bytes), size
         self._last = size()
         self._routes: dict[str, _Watched] = {}
         self._sums = _Sums()
@@ -97,12 +97,12 @@ class Memory:
     def watch(self, key: str) -> None:
         """Measure from here: the route has been given another weight."""
         if not self._routes:
-            self._last, self._sums, self._costs, self._ask_at = self._size(), _Sums(), None, 0
+            self._begin(self._size())
         self._routes[key] = _Watched(self._last)
 
     def forget(self, key: str) -> None:
         """It is no longer watched; what it has cost is its own, and not what others have grown by."""
-        if (route := self._routes.pop(key, None)) and self._grown(route) > AGAIN * self._budget_bytes:
+        if (route := self._routes.pop(key, None)) and self._grown(route) > self._again_bytes:
             share = round(max(0.0, self._share(key, route)))
             for other in self._routes.values():
                 other.before_bytes = min(other.before_bytes + share, self._last)
@@ -112,11 +112,14 @@ class Memory:
         if not self._routes:
             return
         now = self._size()
+        if now < min(route.before_bytes for route in self._routes.values()):
+            self._begin(now)  # what was given back would weigh more than what any leak has added
+            return
         self._sums.add(answers, now - self._last)
         self._costs = None
         for key, route in self._routes.items():
             route.answers += answers.get(key, 0)
-        self._last = now
+        self._last, self._ask_at = now, min(self._ask_at, now + self._again_bytes)
 
     def culprit(self) -> tuple[str, Mapping[str, int]] | None:
         """The route to blame for a budget that is spent, and the numbers."""
@@ -127,10 +130,14 @@ class Memory:
         key = max(shares, key=shares.__getitem__)
         grown = self._grown(over[key])
         if shares[key] < MIN_SHARE * grown:
-            self._ask_at = self._last + int(AGAIN * self._budget_bytes)
+            self._ask_at = self._last + self._again_bytes
             return None
         numbers = {"grown_bytes": grown, "share_bytes": round(shares[key]), "answers": over[key].answers}
         return key, {**numbers, "budget_bytes": self._budget_bytes, "resident_bytes": self._last}
+
+    def _begin(self, size_bytes: int) -> None:
+        self._last, self._sums, self._costs, self._ask_at = size_bytes, _Sums(), None, 0
+        self._routes = {key: _Watched(size_bytes) for key in self._routes}
 
     def _grown(self, route: _Watched) -> int:
         return self._last - route.before_bytes

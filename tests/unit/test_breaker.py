@@ -264,6 +264,27 @@ def test_growth_that_goes_with_no_port_is_nobodys_fault() -> None:
     assert memory.culprit() is None
 
 
+def test_after_growth_that_was_nobodys_fault_and_has_gone_a_leak_is_found_as_soon_as_any() -> None:
+    size, chance = [1 << 20], random.Random(1)
+    memory = Memory(50 << 20, lambda: size[0])
+    memory.watch("one")
+    memory.watch("other")
+    for _ in range(400):
+        memory.slot({"one": chance.randrange(10), "other": chance.randrange(10)})
+        size[0] += chance.randrange(1 << 20)
+    assert memory.culprit() is None
+    size[0] = 0
+    memory.slot({})
+    while size[0] < 200 << 20:
+        answers = {"one": chance.randrange(10), "other": chance.randrange(10)}
+        size[0] += answers["one"] << 20
+        memory.slot(answers)
+        if found := memory.culprit():
+            break
+    assert found is not None
+    assert ("one", True) == (found[0], size[0] < 60 << 20)
+
+
 def test_a_real_leak_in_a_real_process_trips(flags: FlagStore, tmp_path: Path) -> None:
     breaker = Breaker(flags, tmp_path / "state", 30 << 20)
     breaker.start()
