@@ -156,14 +156,48 @@ export function show(container, state) {
   giveBack();
 }
 
-/** Show what `fetchContent` gives: skeletons where nothing is yet, then nodes, a state such as {empty: …}, or the error with a retry. */
+let pressed = null; // the button that a finger or the mouse is on
+let released = null;
+let letGo = () => {};
+
+addEventListener("pointerdown", ({button: which, target}) => {
+  letGo();
+  pressed = which === 0 ? target.closest("button") : null;
+  released = new Promise((resolve) => {
+    letGo = () => resolve((pressed = null));
+  });
+}, true);
+for (const name of ["pointerup", "pointercancel"]) addEventListener(name, () => setTimeout(letGo), true); // the click comes first
+
+const asked = new WeakMap(); // the last question about a container
+
+/**
+ * Call this before asking what a container is to show, and what it returns with the answer at hand: whether it may be
+ * shown. It may not when somebody has asked again since, and not yet under a finger: a button drawn anew is not clicked.
+ */
+export function inTurn(container) {
+  const question = {};
+  asked.set(container, question);
+  return async () => {
+    while (container.contains(pressed)) await released;
+    return asked.get(container) === question;
+  };
+}
+
+/**
+ * Show what `fetchContent` gives: skeletons where nothing is yet, then nodes, a state such as {empty: …}, or the error with
+ * a retry. `fetchContent` is given what `inTurn` returns.
+ */
 export async function load(container, fetchContent, rows = 3) {
+  const mayShow = inTurn(container);
   if (container.childElementCount) container.setAttribute("aria-busy", "true");
   else show(container, {loading: rows});
   try {
-    const found = await fetchContent();
+    const found = await fetchContent(mayShow);
+    if (!(await mayShow())) return;
     show(container, found && Object.getPrototypeOf(found) === Object.prototype ? found : {content: found});
   } catch (error) {
+    if (!(await mayShow())) return;
     const gone = error.status === 404; // and will be
     show(container, {error, retry: gone ? null : () => load(container, fetchContent, rows)});
   }

@@ -69,9 +69,10 @@ function tile(artist) {
     toggle("Monitored", artist.monitored, change, {described: `Monitor ${artist.name}`, disabled: !can("user")}));
 }
 
-async function artists() {
+async function artists(mayShow) {
   const {sort, ...asked} = remember(form, page);
   const found = await api("GET", `/api/artists/?${query({...asked, ...sorting(sort), page, per_page: PER_PAGE})}`);
+  if (!(await mayShow())) return null;
   part("total").textContent = found.total.toLocaleString("en");
   if (found.pages && page > found.pages) return go(found.pages);
   show(part("pager"), {content: pager(page, found.pages, go)});

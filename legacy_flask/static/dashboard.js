@@ -67,9 +67,10 @@ async function readQueue() {
   return queue.map(downloadDocument);
 }
 
-const readActive = () => load(part("active"), async () => {
+const readActive = () => load(part("active"), async (mayShow) => {
   drawn = ""; // also when it cannot be read
   const docs = await readQueue();
+  if (!(await mayShow())) return null;
   active.clear();
   for (const doc of docs) active.set(doc.id, doc);
   drawn = "";

@@ -15,7 +15,7 @@ let page = 1;
 let status = "";
 
 onReady(async () => {
-  await Promise.all([loadQueue(), loadHistory(), loadTools()]);
+  await Promise.all([reload(), loadTools()]);
   live("all", follow, tellConnection);
   lookAgain(rows, (state) => OPEN.includes(state), async () => (await api("GET", "/api/downloads/queue")).queue, reload);
 });
@@ -83,7 +83,12 @@ function move(entry, {status: state, percent, bytes_done: done, bytes_total: tot
   ].filter(Boolean).join(" · ");
 }
 
-const reload = () => Promise.all([loadQueue(), loadHistory()]);
+/** One after the other: what ends in between is in both for a moment, and never in neither. */
+async function reload() {
+  await loadQueue();
+  await loadHistory();
+}
+
 let soon = null; // many rows that change at once are read once
 
 function follow(doc) {

@@ -76,7 +76,7 @@ const ACTIVE = ["pending", "queued", "downloading", "paused"];
 const moving = {of: "", percent: el("span", {class: "number muted"}), bar: bar(0, "Download"), said: el("small", {class: "muted number"})};
 
 function drawDownload() {
-  const number = download?.id.split(":")[1];
+  const number = download && numberOf(download);
   const order = (verb, label, picture) => button(label, () => steer(number, verb), {kind: "small", picture});
   const buttons = {
     pending: [order("cancel", "Cancel", "close")],
@@ -113,9 +113,10 @@ function drawDownload() {
 }
 
 async function startDownload() {
-  toast((await api("POST", `${here}/download`)).message, "success");
-  if (!download || !ACTIVE.includes(download.status)) {
-    download = {id: "download:", status: "pending", percent: 0, message: ""};
+  const {message, download_id: number} = await api("POST", `${here}/download`);
+  toast(message, "success");
+  if (!download || numberOf(download) < number) {
+    download = {id: `download:${number}`, status: "pending", percent: 0, message: ""};
     drawDownload();
   }
 }
@@ -131,7 +132,10 @@ async function steer(number, verb) {
   toast((await STEER[verb](number)).message);
 }
 
+const numberOf = (doc) => Number(doc.id.split(":")[1]);
+
 async function onDownload(doc) {
+  if (download && numberOf(doc) < numberOf(download)) return; // one before it, which has just ended, is told in any order
   const ended = download && ACTIVE.includes(download.status) && doc.status === "completed";
   download = doc;
   if (ended) {

@@ -46,9 +46,10 @@ async function done(work) {
   await refresh();
 }
 
-async function videos() {
+async function videos(mayShow) {
   const {sort, ...asked} = remember(form, page);
   const found = await api("GET", `/api/videos/search?${query({...asked, ...sorting(sort), limit: PER_PAGE, offset: (page - 1) * PER_PAGE})}`);
+  if (!(await mayShow())) return null;
   const pages = Math.ceil(found.total / PER_PAGE);
   part("total").textContent = found.total.toLocaleString("en");
   if (pages && page > pages) return go(pages);

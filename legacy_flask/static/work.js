@@ -1,5 +1,5 @@
 // What the pages of downloads, discovery, playlists, settings and the system share.
-import {ApiError, busy, can, complain, confirmDialog, el, field, icon, poll, show, toast, values} from "/static/app.js";
+import {ApiError, busy, can, complain, confirmDialog, el, field, icon, inTurn, poll, show, toast, values} from "/static/app.js";
 
 /** What a failure says to a person. */
 function sentence(error) {
@@ -32,12 +32,16 @@ export function failure(error, again) {
 /** Load what belongs into a container, with all states on the way. `draw` returns nodes, or null when nothing is there. */
 export async function fill(container, load, draw, empty) {
   if (!container.hasChildNodes()) show(container, {loading: true});
+  const mayShow = inTurn(container);
   container.setAttribute("aria-busy", "true");
   try {
-    const content = draw(await load());
+    const answer = await load();
+    if (!(await mayShow())) return;
+    const content = draw(answer);
     show(container, content ? {content} : {empty});
   } catch (error) {
     if (!(error instanceof ApiError)) complain(error);
+    if (!(await mayShow())) return;
     show(container, {content: failure(error, () => {
       container.replaceChildren();
       return fill(container, load, draw, empty);

@@ -59,7 +59,7 @@ def demo(home: Path, log: Path) -> Iterator[Demo]:
             assert process.poll() is None, log.read_text()
             return answers(url)
 
-        wait_until(serves, f"the demo; see {log}", timeout_s=90)
+        wait_until(serves, f"the demo; see {log}", timeout_s=180)
         said = log.read_text()
         services = re.search(r"http://127\.0\.0\.1:\d+", said)
         assert services is not None
@@ -74,7 +74,7 @@ def answers(url: str) -> bool:
         return False
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_demo_is_filled_discovers_offline_keeps_what_was_done_and_leaves_nothing_running(tmp_path: Path) -> None:
     with demo(tmp_path, tmp_path / "first.log") as first:
         with first.signed_in("user") as user:
@@ -99,17 +99,17 @@ def test_the_demo_is_filled_discovers_offline_keeps_what_was_done_and_leaves_not
             assert admin.get("/api/users/").json()["total"] == 4
 
         other = subprocess.run(
-            command(free_port()), check=False, env=variables(tmp_path), capture_output=True, text=True, timeout=60
+            command(free_port()), check=False, env=variables(tmp_path), capture_output=True, text=True, timeout=120
         )
         assert (other.returncode, "another demo runs" in other.stderr) == (2, True)
         assert answers(first.services)
 
         os.killpg(first.process.pid, signal.SIGINT)  # Ctrl-C
-        wait_until(first.is_gone, "everything to end", timeout_s=30)
+        wait_until(first.is_gone, "everything to end", timeout_s=60)
 
     with demo(tmp_path, tmp_path / "second.log") as second:
         with second.signed_in("user") as user:
             assert user.get("/api/artists/").json()["total"] == 26
             assert user.get("/api/discovery/artists", params={"q": "Björk"}).json()["artists"][0]["already_have"]
         second.process.kill()
-        wait_until(second.is_gone, "everything to end", timeout_s=30)
+        wait_until(second.is_gone, "everything to end", timeout_s=60)

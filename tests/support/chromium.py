@@ -50,6 +50,7 @@ def variables(home: Path) -> dict[str, str]:
         "DOWNLOADS_PATH": f"{home}/downloads",
         "SECRET_KEY": "of the browser tests, and of nothing else",
         "BCRYPT_ROUNDS": "4",
+        "UPSTREAM_TIMEOUT_S": "300",  # who is to be seen at work does not give up, and this machine may be busy
         "ALLOWED_NETWORKS": "127.0.0.1/32",
         "REDIS_URL": "",
         "FFMPEG": shutil.which("ffmpeg") or "ffmpeg",
@@ -84,7 +85,9 @@ def chromium() -> Iterator[Browser]:
     path = os.environ.get("CHROMIUM") or shutil.which("chromium-headless-shell") or shutil.which("chromium")
     assert path, "there is no Chromium: ./dev test installs chromium-headless-shell"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"], timeout=4 * WAIT_MS
+        )
         yield browser
         browser.close()
 

@@ -57,6 +57,7 @@ class MediaServer:
         self.url, self.private = url, private
         self.requests: list[Request] = []
         self.open = 0  # answers that are being sent
+        self.in_haste = False  # whether from now on nothing is slow
         self._cut: dict[str, int] = {}
         self._lock = Lock()
 
@@ -72,6 +73,7 @@ class MediaServer:
         with self._lock:
             self.requests.clear()
             self._cut.clear()
+            self.in_haste = False
 
     def note(self, request: Request) -> None:
         with self._lock:
@@ -236,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
         piece = max(1, min(_PIECE, rate // 20)) if rate else _PIECE
         for at in range(0, len(content), piece):
             self.wfile.write(content[at : at + piece])
-            if rate:
+            if rate and not self.media.in_haste:
                 time.sleep(piece / rate)
 
     def log_message(self, *_: object) -> None:
