@@ -37,12 +37,12 @@ def test_a_hundred_abandoned_streams_are_closed_and_leave_no_thread(server: Serv
             assert stream.recv(100).startswith(b"HTTP/1.1 200")
         for stream in streams:
             stream.close()
-        wait_until(lambda closed=closed: server.events().count("stream closed") == closed, "closed generators", 2)
+        wait_until(lambda closed=closed: server.events().count("stream closed") == closed, "closed generators", 30)
 
     assert server.events().count("stream opened") == 100
     assert all(threads(pid) < 8 + 12 for pid in server.workers())  # the pool, and what an idle worker has
     with load(server, "/slow?s=0.1", clients=16) as asked:  # 2 x 8 threads, all of them free again
-        wait_until(lambda: len(asked.requests) >= 64, "64 answers", 5)
+        wait_until(lambda: len(asked.requests) >= 64, "64 answers", 30)
     assert asked.failures == []
 
 
@@ -93,7 +93,7 @@ def test_while_legacy_is_slow_and_full_ported_routes_stay_fast(tmp_path: Path) -
     ):
         wait_until(lambda: server.events().count("slow began") >= 8, "both pools to be full")
         with load(server, "/who", clients=2) as quick:
-            wait_until(lambda: len(slow.requests) >= 32, "the slow route to answer or refuse")
+            wait_until(lambda: len(slow.requests) >= 32, "the slow route to answer or refuse", 60)
 
     assert {request.status for request in slow.requests} == {200, 503}
     assert quick.failures == []

@@ -24,7 +24,8 @@ PIN = '{weight: 0, pins: ["user:1"]}'
 PORTED = (f"artists.get_artist: {PIN}", f"videos.set_status: {PIN}")
 SAID = {"error": "The database is not available"}
 WORKERS, THREADS, CLIENTS = 2, 8, 2
-BACK_WITHIN_S = 2.0
+BACK_WITHIN_S = 2.0  # whoever asks later is served
+FIRST_WITHIN_S = 10.0  # an answer is there; the machine may stand still meanwhile
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def outage(database: MariaDb, how: signal.Signals, loads: dict[tuple[str, str], 
         assert [] == [answer for answer in answers if answer.status not in (200, 503)], where
         assert all(answer.answer == SAID for answer in answers if answer.status == 503), where
         assert min(answer.ended for answer in answers if answer.began > back_at and answer.status == 200) < (
-            back_at + BACK_WITHIN_S
+            back_at + FIRST_WITHIN_S
         ), where
         since = [answer for answer in answers if answer.began > back_at + BACK_WITHIN_S]
         assert {(200, side)} == {(answer.status, answer.by) for answer in since}, where

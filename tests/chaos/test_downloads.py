@@ -34,10 +34,10 @@ from tests.support.worker import ROOT, workers
 
 pytestmark = pytest.mark.timeout(300)  # real workers, one after the other
 
-SIZE, RATE = 400_000, 100_000  # bytes, bytes a second
+SIZE, RATE = 400_000, 20_000  # bytes, bytes a second: nothing comes to its end before the site is in haste
 SLOW = f"/slow.mp4?size={SIZE}&rate={RATE}"
 ADMIN = {"username": "admin", "password": "Admin-pass-1"}
-ALIVE_S = 60.0  # the most that anything here may take
+ALIVE_S = 120.0  # the most that anything here may take
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def home(tmp_path: Path, redis: RedisServer) -> Iterator[Home]:
 
 
 def at_half(row: Any) -> bool:
-    return bool(row.status == "downloading" and row.bytes_done > SIZE // 4)
+    return bool(row.status == "downloading" and row.bytes_done > SIZE // 10)
 
 
 def completed(row: Any) -> bool:
@@ -159,12 +159,20 @@ def parent_of(process: int) -> int:
 
 def fetching(session: int) -> list[int]:
     """The processes below the nurseries of a pool."""
-    nurseries = [pid for pid in children(session) if b"nursery.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    nurseries = [pid for pid in children(session) if b"nursery.py" in told(Path(f"/proc/{pid}/cmdline"))]
     return [pid for nursery in nurseries for pid in children(nursery)]
 
 
 def children(process: int) -> list[int]:
-    return [int(pid) for path in Path(f"/proc/{process}/task").glob("*/children") for pid in path.read_text().split()]
+    return [int(pid) for path in Path(f"/proc/{process}/task").glob("*/children") for pid in told(path).split()]
+
+
+def told(path: Path) -> bytes:
+    """What /proc says; nothing of a process that has just ended."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def same(one: bytes, other: bytes) -> bool:
@@ -183,6 +191,7 @@ def test_what_is_cut_off_again_and_again_is_continued_and_whole(home: Home, site
 
 @pytest.mark.parametrize("victim", ["job", "worker"])
 def test_whoever_is_killed_the_download_goes_on_and_nothing_is_left(home: Home, site: MediaServer, victim: str) -> None:
+    site.reset()
     (download_id,) = home.queue(site.url + SLOW)
     with workers(home.folder, home.env) as pool:
         row = home.until(download_id, at_half)
@@ -194,10 +203,11 @@ def test_whoever_is_killed_the_download_goes_on_and_nothing_is_left(home: Home, 
 
         back = home.until(download_id, lambda row: row.status == "pending" or row.attempts == 2)
         seen_s = time.monotonic() - killed_at
+        site.in_haste = True
         row = home.until(download_id, completed)
         wait_until(lambda: not fetching(pool.pid), "no process to be left")
 
-        assert seen_s < (10 if victim == "job" else 90)
+        assert seen_s < (40 if victim == "job" else 90)  # after a minute others would have seen it, too
         assert back.attempts in (1, 2)
         assert 2 == row.attempts
         assert same(video(SIZE), home.stored(row))
@@ -210,10 +220,7 @@ def test_whoever_is_killed_the_download_goes_on_and_nothing_is_left(home: Home, 
 
 
 def alive(process: int) -> bool:
-    try:
-        return b"nursery" in Path(f"/proc/{process}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return b"nursery" in told(Path(f"/proc/{process}/cmdline"))
 
 
 def test_a_pool_that_is_told_to_stop_puts_its_downloads_back_for_the_next(home: Home, site: MediaServer) -> None:
@@ -226,6 +233,7 @@ def test_a_pool_that_is_told_to_stop_puts_its_downloads_back_for_the_next(home: 
         row = home.row(download_id)
         assert ("pending", 1, None) == (row.status, row.attempts, row.error_code)
         assert [] == session_members(pool.pid)
+    site.in_haste = True
     with workers(home.folder, home.env):
         row = home.until(download_id, completed)
 
@@ -325,20 +333,21 @@ def test_what_one_side_downloads_the_other_pauses_resumes_cancels_and_retries(
         home.until(failed, lambda row: row.status == "failed")
         assert [200, 200] == [who.ask(paused, "pause"), who.ask(cancelled, "cancel")]
         asked_at = time.monotonic()
-        wait_until(lambda: not site.open, "nothing to be sent any more")
+        wait_until(lambda: not site.open, "nothing to be sent any more", 60)
         took_s = time.monotonic() - asked_at
         wait_until(lambda: not (home.incoming / str(cancelled)).exists(), "what was cancelled to be removed")
         assert (home.incoming / str(paused)).is_dir()
         assert ("paused", "cancelled") == (home.row(paused).status, home.row(cancelled).status)
         assert "WANTED" == home.row(cancelled).video_status
 
+    site.in_haste = True
     with port_workers(home):
         good = update(videos).where(videos.c.id == home.row(failed).video_id).values(url=f"{site.url}/direct.mp4")
         home.execute(good)
         assert [200, 200] == [who.ask(paused, "resume"), who.ask(failed, "retry")]
         rows = [home.until(one, completed) for one in (paused, failed)]
 
-    assert took_s < 10
+    assert took_s < 30  # by itself it would have gone on for a minute
     assert [True, True] == [
         same(content, home.stored(row)) for content, row in zip((video(3 * SIZE), video()), rows, strict=True)
     ]
@@ -359,6 +368,7 @@ def test_a_database_that_restarts_costs_no_download(tmp_path: Path, redis: Redis
         with workers(home.folder, home.env):
             home.until(download_id, at_half)
             server.stop(signal.SIGKILL)
+            site.in_haste = True
             asked = site.count("/slow.mp4")
             wait_until(lambda: not site.open, "the end of the file", timeout_s=ALIVE_S)
             server.start()

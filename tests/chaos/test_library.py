@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.test_clock_and_disk import UNSHARE, mounts
-from tests.support.processes import wait_until
 from tests.support.serving import environment
 from tests.support.sides import fill, opened
 
@@ -54,12 +53,21 @@ def test_a_file_that_finds_no_room_stays_where_it_is(name: str, tmp_path: Path) 
 
 
 CUT_OFF = """
-import sys
+import os, signal, sys
 from pathlib import Path
+from threading import Thread
+from time import sleep
 from tests.support.sides import opened
 
-name, home = sys.argv[1:]
+name, home, after = sys.argv[1:]
+
+def kill():  # from within: whoever looks from outside may look too late
+    while len(list(side.library.rglob("*.mp4"))) < int(after):
+        sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
+
 with opened(name, Path(home), f"sqlite:///{home}/app.sqlite3") as side:
+    Thread(target=kill, daemon=True).start()
     side.organize(with_nfo=True)
 """
 
@@ -70,14 +78,9 @@ def test_what_kill_9_cuts_off_is_finished_by_doing_it_again(name: str, after: in
     with opened(name, tmp_path) as side:
         names = [f"{artist} - {title}.mp4" for artist in "abcdefgh" for title in range(20)]
         fill(side.downloads, names)
-        command = [sys.executable, "-c", CUT_OFF, name, str(tmp_path)]
-        process = subprocess.Popen(command, env=environment({}), stderr=subprocess.PIPE)
-        try:
-            wait_until(lambda: len(list(side.library.rglob("*.mp4"))) >= after, "the first files", timeout_s=60)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            _, complaints = process.communicate()
-        assert (-signal.SIGKILL, b"") == (process.returncode, complaints)
+        command = [sys.executable, "-c", CUT_OFF, name, str(tmp_path), str(after)]
+        done = subprocess.run(command, check=False, env=environment({}), stderr=subprocess.PIPE, timeout=60)
+        assert (-signal.SIGKILL, b"") == (done.returncode, done.stderr)
 
         _, failed = side.organize(with_nfo=True)
 

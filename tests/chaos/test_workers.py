@@ -24,7 +24,7 @@ def test_when_a_worker_is_killed_the_others_answer_and_it_is_replaced(server: Se
     victim, survivor = server.workers()
     os.kill(victim, signal.SIGKILL)
 
-    assert {server.get("/who")["pid"] for _ in range(50)} == {survivor}
+    assert victim not in {server.get("/who")["pid"] for _ in range(50)}  # some may have been for its replacement
     fresh = wait_until(lambda: set(server.workers()) - {victim, survivor}, "a replacement")
 
     assert set(server.workers()) == {survivor, *fresh}
@@ -33,14 +33,16 @@ def test_when_a_worker_is_killed_the_others_answer_and_it_is_replaced(server: Se
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_gateway_finishes_what_it_began_and_leaves_no_process(server: Server, how: signal.Signals) -> None:
-    with load(server, "/slow?s=0.5", clients=8) as asked:
+    with load(server, "/held", clients=8) as asked:
         wait_until(lambda: len(server.events()) == 8, "eight requests to be inside")
         server.process.send_signal(how)
+        wait_until(lambda: server.log.read_text().count("Shutting down") == 2, "both workers to stop")
+        server.flags.with_name("release").touch()
         wait_until(lambda: len(asked.requests) >= 8, "the answers in flight")
 
     assert [asked for asked in asked.requests[:8] if asked.status != 200] == []
-    assert server.process.wait(10) == 0
-    wait_until(lambda: not server.processes(), "every process to end", 3)
+    assert server.process.wait(30) == 0
+    wait_until(lambda: not server.processes(), "every process to end", 20)
 
 
 def test_an_endless_stream_does_not_keep_a_stopped_gateway_alive(tmp_path: Path) -> None:
@@ -48,5 +50,5 @@ def test_an_endless_stream_does_not_keep_a_stopped_gateway_alive(tmp_path: Path)
         with client.stream("GET", "/endless") as response:
             next(response.iter_bytes())
             server.process.terminate()
-            server.process.wait(10)
-        wait_until(lambda: not server.processes(), "every process to end", 3)
+            server.process.wait(30)
+        wait_until(lambda: not server.processes(), "every process to end", 20)

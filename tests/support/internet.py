@@ -1,10 +1,12 @@
 """A host on the internet that answers exactly as a test says, badly if need be, and knows who asked."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from typing_extensions import override
 
@@ -117,3 +119,17 @@ def host(address: str = "127.0.0.1") -> Iterator[Host]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def unknown(name: str) -> Iterator[None]:
+    """The name is nobody's, and no name server is asked, which may take its time."""
+    genuine = socket.getaddrinfo
+
+    def getaddrinfo(asked: Any, *arguments: Any, **options: Any) -> Any:
+        if asked in (name, name.encode()):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return genuine(asked, *arguments, **options)
+
+    with patch.object(socket, "getaddrinfo", getaddrinfo):
+        yield

@@ -36,6 +36,13 @@ def make_legacy() -> Flask:
         time.sleep(float(request.args["s"]))
         return jsonify(by="legacy", pid=os.getpid())
 
+    @app.get("/held")
+    def held() -> Response:
+        note("held began")
+        while not Path("release").exists():
+            time.sleep(0.01)
+        return jsonify(by="legacy", pid=os.getpid())
+
     @app.get("/endless")
     def endless() -> Response:
         def chunks() -> Iterator[bytes]:

@@ -80,7 +80,8 @@ def child(command: list[str], log: Path, *, stop_s: float = 20.0, **options: Any
             process.kill()
             process.wait()
         for pid in session_members(process.pid):
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(pid, signal.SIGKILL)
 
 
 def _prepare() -> None:

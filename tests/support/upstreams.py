@@ -4,6 +4,7 @@ import socket
 import sys
 import threading
 import traceback
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -36,10 +37,13 @@ class Upstream:
 
     def calls(self, service: str = "") -> list[dict[str, Any]]:
         """Those of one service, or all, since the last `reset`."""
-        return [call for call in self._control.calls if service in ("", call["service"])]
+        calls = list(self._control.calls)  # at once: others may be coming
+        return [call for call in calls if service in ("", call["service"])]
 
     def reset(self) -> None:
-        """No dials, no calls."""
+        """No dials, no calls: what somebody had sent and did not wait for has arrived before this comes back."""
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.url, timeout=END_S) as answer:
+            answer.read()
         self._control.set_dials({})
         self._control.calls.clear()
 
