@@ -18,7 +18,7 @@ from flask import Flask
 from sqlalchemy import select, update
 
 import legacy_flask
-from fastapi_app import create_app
+from fastapi_app import create_app, queue
 from legacy_flask.models import Download, Setting, Video, utcnow
 from legacy_flask.seed import DEMO_USERS, seed
 from tests.cases.downloads import NETSCAPE
@@ -97,6 +97,7 @@ async def library(
     }
     for name, value in env.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(queue, "ANSWER_S", 20)
     legacy = legacy_flask.create_app()
     seed(legacy, "small", demo=True)
     port = create_app()
@@ -197,7 +198,7 @@ async def test_a_tool_that_is_missing_broken_or_silent_is_told(
     library: Library, side: str, script: str | None, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("legacy_flask.downloads", "fastapi_app.downloads"):
-        monkeypatch.setattr(f"{module}.PROGRAM_S", 1)
+        monkeypatch.setattr(f"{module}.PROGRAM_S", 1 if sentence == "ffmpeg does not answer" else 60)
     if script is not None:
         program(library.home / "ffmpeg", script)
 

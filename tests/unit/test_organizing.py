@@ -8,7 +8,7 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import fastapi_app.organizing
@@ -17,6 +17,7 @@ from fastapi_app.files import inside
 
 SIDES = (legacy_flask.organizing, fastapi_app.organizing)
 LIBRARY = Path("/srv/library")
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 
 # Pieces of which awkward names are made, and any text at all.
 PIECES = [
@@ -94,6 +95,7 @@ def test_only_complete_videos_that_are_not_hidden_wait(side: ModuleType, name: s
     assert expected is side.is_video(name)
 
 
+@PATIENT
 @given(PERSONS, NAMES, st.sampled_from((".mp4", ".MKV")))
 def test_no_artist_and_no_title_leads_out_of_the_library(artist: str, title: str, suffix: str) -> None:
     folder = fastapi_app.organizing.safe_name(artist)
@@ -112,6 +114,7 @@ def test_no_artist_and_no_title_leads_out_of_the_library(artist: str, title: str
         assert not re.search(r'[\\:*?"<>|\x00-\x1f\x7f]', path)
 
 
+@PATIENT
 @given(st.lists(NAMES, min_size=1, max_size=3).map("/".join))
 def test_both_sides_read_a_name_alike(name: str) -> None:
     legacy, port = (
@@ -122,6 +125,7 @@ def test_both_sides_read_a_name_alike(name: str) -> None:
     assert legacy == port
 
 
+@PATIENT
 @given(NAMES, NAMES)
 def test_a_file_that_was_organized_is_organized_already(artist: str, title: str) -> None:
     organizing: ModuleType = fastapi_app.organizing
@@ -138,6 +142,7 @@ def test_a_file_that_was_organized_is_organized_already(artist: str, title: str)
     assert once == organized(PurePosixPath(once).name)
 
 
+@PATIENT
 @given(NAMES)
 def test_a_name_always_has_a_title_and_never_an_empty_artist(name: str) -> None:
     guess = fastapi_app.organizing.parse_name(name)
@@ -147,6 +152,7 @@ def test_a_name_always_has_a_title_and_never_an_empty_artist(name: str) -> None:
     assert guess.year is None or 1900 <= guess.year <= 2099
 
 
+@PATIENT
 @given(st.lists(st.sampled_from(["..", "...", ". .", "a"]), min_size=1, max_size=5), st.integers(0, 3))
 def test_a_way_up_is_seen_however_often_it_is_encoded(parts: list[str], times: int) -> None:
     up, name = any(set(part) == {"."} for part in parts), "/".join(parts)
@@ -156,6 +162,7 @@ def test_a_way_up_is_seen_however_often_it_is_encoded(parts: list[str], times: i
     assert up is fastapi_app.organizing.leads_out(name)
 
 
+@PATIENT
 @given(NAMES, NAMES, st.integers(1900, 2099), st.lists(NAMES, max_size=3))
 def test_an_nfo_is_xml_whatever_the_names(title: str, artist: str, year: int, genres: list[str]) -> None:
     for side in SIDES:

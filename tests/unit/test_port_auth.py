@@ -269,8 +269,9 @@ def signed(
     key: str = SECRET, typ: str = ACCESS, algorithm: str = "HS256", header: dict[str, Any] | None = None, **changes: Any
 ) -> str:
     """Even what the library refuses to sign."""
-    now = int(time.time())
-    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "1", "sid": "x", "jti": "j", "iat": now, "exp": now + 60} | changes
+    now, day = int(time.time()), 86_400  # those below are made long before they are tried
+    usual = {"iss": ISSUER, "aud": AUDIENCE, "sub": "1", "sid": "x", "jti": "j", "iat": now, "exp": now + day}
+    claims = usual | changes
     claims = {name: value for name, value in claims.items() if value is not None}
     parts = [{"alg": algorithm, "typ": typ} | (header or {}), claims]
     text = b".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts)

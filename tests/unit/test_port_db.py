@@ -2,9 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,23 @@ EVERYWHERE = pytest.mark.parametrize("database", ["sqlite", "aiomysql", "asyncmy
 ON_A_SERVER = pytest.mark.parametrize("database", ["aiomysql", "asyncmy"], indirect=True)
 
 
-@pytest.fixture(scope="module")
+NUMBERS = count()
+
+
+@pytest.fixture(autouse=True)
+async def _threads_of_sqlite_end() -> AsyncIterator[None]:
+    """What failed or was cancelled is finished in a thread that nobody waits for, and that then needs the loop."""
+    of_others = set(threading.enumerate())
+    yield
+    async with asyncio.timeout(30):
+        while any("_connection_worker" in thread.name for thread in {*threading.enumerate()} - of_others):
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
 def on_a_server(mariadb_server: str) -> str:
-    """The address of a database for one test after the other."""
-    return create_database(mariadb_server, "port_db")
+    """The address of a database of this test: who has cancelled something may have connections for some seconds."""
+    return create_database(mariadb_server, f"port_db_{next(NUMBERS)}")
 
 
 @pytest.fixture
@@ -50,14 +64,6 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
         await connection.execute(insert(login_attempts), rows)
     yield database
     await database.dispose()
-    await threads_of_sqlite_end()
-
-
-async def threads_of_sqlite_end() -> None:
-    """What failed or was cancelled is finished in a thread that nobody waits for, and that then needs the loop."""
-    async with asyncio.timeout(15):
-        while any("_connection_worker" in thread.name for thread in threading.enumerate()):
-            await asyncio.sleep(0.01)
 
 
 def slow(database: Database) -> Executable:
@@ -73,7 +79,7 @@ def borrowed(database: Database) -> float:
 
 
 async def until(condition: Any, _what: str) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.002)
 
@@ -85,8 +91,20 @@ def kill_all(database: Database) -> int:
         cursor.execute("SELECT id FROM information_schema.processlist WHERE db = %s", (url.database,))
         numbers = [number for (number,) in cursor.fetchall()]
         for number in numbers:
-            cursor.execute("KILL %s", (number,))
+            with suppress(pymysql.OperationalError):  # it has gone meanwhile
+                cursor.execute("KILL %s", (number,))
         return len(numbers)
+
+
+@contextmanager
+def nobody_reads(database: Database) -> Iterator[None]:
+    """Whoever asks for the rows waits until the end of the block."""
+    url = database.engine.url
+    options = {"host": url.host, "port": url.port or 0, "user": "root", "database": url.database}
+    with pymysql.connect(**options) as own, own.cursor() as cursor:
+        cursor.execute("LOCK TABLES login_attempts WRITE")
+        yield
+        cursor.execute("UNLOCK TABLES")
 
 
 # Transactions
@@ -230,14 +248,15 @@ async def test_reading_is_one_trip_to_the_server_and_writing_two_more_than_its_s
     await Db(database).scalar(COUNT)
 
     async def trips(work: Awaitable[object]) -> int:
-        """How many statements arrived, those that SQLAlchemy does not know of included."""
-        status = text("SHOW GLOBAL STATUS LIKE 'Questions'")
+        """How many statements arrived, those that SQLAlchemy does not know of included, on the only connection."""
+        status = text("SHOW SESSION STATUS LIKE 'Questions'")
         before = (await Db(database).row(status))[1]  # type: ignore[index]
         await work
         return int((await Db(database).row(status))[1]) - int(before) - 1  # type: ignore[index]
 
     assert 1 == await trips(Db(database).row(COUNT))
     assert 3 == await trips(add_in_transaction(database))
+    assert 1 == database.statistics()["opened"]
 
 
 # Connections come back
@@ -268,14 +287,15 @@ async def test_a_hundred_cancelled_requests_leak_nothing(database: Database) -> 
 
 @ON_A_SERVER
 async def test_a_hundred_cancelled_requests_leave_no_connection_at_the_server(database: Database) -> None:
+    database._gate._patience_s = 0
     for _ in range(10):
-        asking = [asyncio.create_task(Db(database).row(text("SELECT SLEEP(0.2)"))) for _ in range(10)]
+        asking = [asyncio.create_task(Db(database).row(text("SELECT SLEEP(0.5)"))) for _ in range(10)]
         await until(lambda: borrowed(database) == SIZE + EXTRA, "all connections to be busy")
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
     left = text("SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE()")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await Db(database).scalar(left) > database.statistics()["size"]:
             await asyncio.sleep(0.05)
 
@@ -307,9 +327,9 @@ async def test_when_all_connections_are_busy_the_next_is_told_in_time_and_the_lo
     database: Database,
 ) -> None:
     url = database.engine.url.render_as_string(hide_password=False)
-    small = Database(url, pool_size=1, max_overflow=1, wait_s=0.3)
+    small = Database(url, pool_size=1, max_overflow=1, wait_s=20)
     assert isinstance(small.engine.pool, AsyncAdaptedQueuePool)  # the plain QueuePool would block the loop
-    release, ticks = asyncio.Event(), 0
+    release = asyncio.Event()
 
     async def hold() -> None:
         async with small.transaction() if small.engine.dialect.name != "sqlite" else small._one_connection():
@@ -317,13 +337,11 @@ async def test_when_all_connections_are_busy_the_next_is_told_in_time_and_the_lo
 
     holding = [asyncio.create_task(hold()) for _ in range(2)]
     await until(lambda: small._gate.inside == 2, "both to be busy")
+    small._gate._wait_s = 0.3
     asking = asyncio.create_task(Db(small).scalar(COUNT))
-    while not asking.done():
-        ticks += 1
-        await asyncio.sleep(0.01)
+    await until(lambda: small.statistics()["waiting"] == 1, "the loop to go on while somebody waits")
     with pytest.raises(DatabaseUnavailable, match=r"^All connections to .* are busy\.$"):
         await asking
-    assert ticks > 3
     assert 1 == small.statistics()["exhausted"]
     release.set()
     await asyncio.gather(*holding)
@@ -340,7 +358,10 @@ async def test_the_overflow_is_opened_for_slow_queries_only(database: Database) 
     await asyncio.gather(*(Db(patient).scalar(COUNT) for _ in range(50)))
     assert 2 == patient.statistics()["opened"]
     patient._gate._patience_s = 0.01
-    await asyncio.gather(*(Db(patient).row(text("SELECT SLEEP(0.3)")) for _ in range(10)))
+    with nobody_reads(database):
+        slow = [asyncio.create_task(Db(patient).scalar(COUNT)) for _ in range(10)]
+        await until(lambda: patient.statistics()["opened"] == 10, "a connection for each")
+    assert [0] * 10 == await asyncio.gather(*slow)
     assert 10 == patient.statistics()["opened"]
     assert 2 == patient.statistics()["size"]
     await patient.dispose()
@@ -390,10 +411,11 @@ async def test_a_transaction_whose_connection_breaks_is_lost_and_not_repeated(da
 @ON_A_SERVER
 async def test_a_read_that_breaks_twice_is_an_error(database: Database) -> None:
     await Db(database).scalar(COUNT)
-    asking = asyncio.create_task(Db(database).row(text("SELECT SLEEP(5)")))
-    for _ in range(2):
-        await until(lambda: borrowed(database) == 1, "the query to begin")
-        await until(lambda: kill_all(database), "the connection to be there")
+    asking = asyncio.create_task(Db(database).row(text("SELECT SLEEP(30)")))
+    await until(lambda: borrowed(database) == 1, "the query to begin")
+    await until(lambda: kill_all(database), "the connection to be there")
+    await until(lambda: database.statistics()["opened"] == 2, "the next connection")  # the first may still be seen
+    kill_all(database)
     with pytest.raises(ConnectionLost):
         await asking
     assert (0, 0) == (borrowed(database), await Db(database).scalar(COUNT))
@@ -431,20 +453,20 @@ async def test_it_says_whether_it_answers(database: Database) -> None:
 @ON_A_SERVER
 async def test_a_database_that_does_not_answer_in_time_is_not_there(database: Database) -> None:
     async with database.transaction(), asyncio.TaskGroup() as others:
-        for _ in range(SIZE + EXTRA - 1):
-            others.create_task(Db(database).row(text("SELECT SLEEP(1)")))
-        await until(lambda: borrowed(database) == SIZE + EXTRA, "all connections to be busy")
-        assert not await asyncio.create_task(database.ping(0.05))
+        with nobody_reads(database):
+            for _ in range(SIZE + EXTRA - 1):
+                others.create_task(Db(database).scalar(COUNT))
+            await until(lambda: borrowed(database) == SIZE + EXTRA, "all connections to be busy")
+            assert not await asyncio.create_task(database.ping(0.05))
     assert await database.ping(10)
 
 
 async def test_a_database_that_is_gone_is_not_there() -> None:
     for url in ("mysql://nobody@127.0.0.1:1/x", "mysql+asyncmy://nobody@127.0.0.1:1/x", "sqlite:////nowhere/x.db"):
         database = Database(url)
-        assert not await database.ping(5)
+        assert not await database.ping(30)
         assert 1 == database.statistics()["errors"]
         await database.dispose()
-    await threads_of_sqlite_end()
 
 
 @pytest.mark.parametrize("url", ["sqlite:////nowhere/at/all.db", "mysql://nobody@127.0.0.1:1/x"])
@@ -454,7 +476,6 @@ async def test_an_unreachable_database_is_named_in_one_sentence(url: str) -> Non
         await database.prepare()
     assert 1 == len(str(told.value).splitlines())
     await database.dispose()
-    await threads_of_sqlite_end()
 
 
 @pytest.mark.parametrize("url", ["no address", "postgresql://localhost/x"])

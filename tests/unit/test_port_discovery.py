@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from flask import Flask
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, select, update
 from sqlalchemy.engine import Row
 
+from fastapi_app import queue
 from fastapi_app.db import Db
 from fastapi_app.http import ApiError
 from fastapi_app.kinds import KINDS
@@ -44,6 +45,7 @@ from tests.support.upstreams import Upstream
 from tests.upstream.catalogue import songs
 
 ON_BOTH = pytest.mark.parametrize("library", ["sqlite", "mariadb"], indirect=True)
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 MANY = 20
 DAFT_PUNK = 20
 
@@ -55,6 +57,7 @@ SPELLED = st.text("htps:/w.youtbecmvlaiknfrs?=&#@[]%-_0AZé ", max_size=60)
 IDS = st.text("abcXYZ019-_", min_size=11, max_size=11)
 
 
+@PATIENT
 @given(SPELLED | IDS.map("https://youtu.be/{}".format) | IDS.map("youtube.com/watch?x=1&v={}&v=2".format))
 def test_both_sides_find_the_same_id_or_none_in_any_text(text: str) -> None:
     found = youtube.id_of(text)
@@ -99,6 +102,7 @@ READERS = [
 ]
 
 
+@PATIENT
 @given(records)
 def test_both_sides_read_alike_what_may_be_anything(record: dict[str, Any]) -> None:
     for ours, theirs in READERS:
@@ -114,6 +118,7 @@ def outcome(reader: Callable[[Any], Any], record: dict[str, Any]) -> Any:
     return tuple(found) if found is not None else None
 
 
+@PATIENT
 @given(st.text(max_size=20), st.integers(0, 99), st.integers(0, 23), st.integers(0, 59), st.integers(1, 59))
 def test_durations_are_seconds(noise: str, days: int, hours: int, minutes: int, seconds: int) -> None:
     text = f"P{days}DT{hours}H{minutes}M{seconds}S"
@@ -219,6 +224,7 @@ async def library(
         url = create_database(request.getfixturevalue("mariadb_server"), "port_discovery")
     with redis.client() as client:
         client.flushall()
+    monkeypatch.setattr(queue, "ANSWER_S", 20)
     with flask_app(tmp_path, url, ALLOWED_NETWORKS="127.0.0.1/32") as legacy:
         env = {name: str(legacy.config[name]) for name in ("DATABASE_URL", "SECRET_KEY", "DATA_PATH", "LIBRARY_PATH")}
         env |= {"BCRYPT_ROUNDS": "4", "ALLOWED_NETWORKS": "127.0.0.1/32", "REDIS_URL": redis.url}
@@ -319,13 +325,14 @@ async def test_concurrent_imports_of_an_artist_of_imvdb_make_one(library: Librar
 
 
 async def test_all_artists_are_looked_up_at_the_same_time(library: Library, upstream: Upstream) -> None:
-    upstream.dial({"youtube": {"latency_s": 2}})
+    upstream.dial({"youtube": {"latency_s": 60}})
     assert 202 == (await library.ask("/api/discovery/all")).status
     working = asyncio.create_task(work_of(library.port, "discovery"))  # as a worker does it
     async with asyncio.timeout(20):
         while library.port.state.upstream.statistics()["in_flight"] < 15:  # every monitored one
             await asyncio.sleep(0.005)
     working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
 
 
 async def work_of(app: FastAPI, kind: str) -> None:

@@ -1,13 +1,13 @@
 """Downloads of the port: claimed, fetched by yt-dlp from a local site, checked, and brought into the library."""
 
 import asyncio
-import dataclasses
 import hashlib
 import os
 import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ async def until(app: FastAPI, download_id: int, what: Any) -> Any:
 
 async def closed(site: MediaServer) -> None:
     """Until nobody is being sent anything: the site notices a client that has left when it writes."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while site.open:
             await asyncio.sleep(0.01)
 
@@ -184,13 +184,16 @@ async def test_whatever_a_title_says_the_file_gets_a_name_in_its_folder(
 async def test_a_file_about_which_ffprobe_says_nothing_in_time_is_kept_and_asked_about_again(
     app: FastAPI, site: MediaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = tmp_path / "slow"
-    slow.write_text(
-        f'#!/bin/sh\n[ -e {tmp_path}/asked ] || {{ touch {tmp_path}/asked; exec sleep 60; }}\nexec ffprobe "$@"\n'
-    )
+    slow, asked, answer_of = tmp_path / "slow", list[Path](), media.answer_of
+    slow.write_text("#!/bin/sh\nexec sleep 600\n")
     slow.chmod(0o755)
-    monkeypatch.setattr(media, "PROBE_TIMEOUT_S", 1)
-    app.state.settings = dataclasses.replace(app.state.settings, ffprobe=str(slow))
+
+    async def first_in_vain(ffprobe: str, path: Path) -> bytes:
+        asked.append(path)
+        monkeypatch.setattr(media, "PROBE_TIMEOUT_S", 0.2 if len(asked) == 1 else 60)
+        return await answer_of(str(slow) if len(asked) == 1 else ffprobe, path)
+
+    monkeypatch.setattr(downloading, "answer_of", first_in_vain)
     download_id = await queued(app, f"{site.url}/direct.mp4")
 
     await downloading.drain(app)
@@ -329,9 +332,9 @@ async def test_a_row_that_somebody_else_changes_stops_the_download_and_is_left_a
 
 async def test_it_goes_on_where_it_was_paused(app: FastAPI, site: MediaServer) -> None:
     site.reset()
-    download_id = await queued(app, f"{site.url}/slow.mp4?size=600000&rate=200000")
+    download_id = await queued(app, f"{site.url}/slow.mp4?size=600000&rate=150000")
     draining = asyncio.create_task(downloading.drain(app))
-    await until(app, download_id, lambda row: row.bytes_done > 200_000)
+    await until(app, download_id, lambda row: row.bytes_done > 20_000)
     await change(app, download_id, status="paused")
     await draining
 
@@ -348,20 +351,22 @@ async def test_it_goes_on_where_it_was_paused(app: FastAPI, site: MediaServer) -
 async def test_cancelled_while_its_file_gets_its_name_it_leaves_no_file(
     app: FastAPI, site: MediaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    placed, place = threading.Event(), intake.place
+    placed, cancelled, place = threading.Event(), threading.Event(), intake.place
 
     def slow(*arguments: Any) -> Any:
         result = place(*arguments)
         placed.set()
-        time.sleep(1.2)  # the disk is slow, or far away
+        cancelled.wait(30)
+        time.sleep(1.2)  # the disk is slow, or far away: whoever looks at the row sees it
         return result
 
     monkeypatch.setattr(intake, "place", slow)
     download_id = await queued(app, f"{site.url}/direct.mp4")
     draining = asyncio.create_task(downloading.drain(app))
-    assert await asyncio.to_thread(placed.wait, 20)
+    assert await asyncio.to_thread(placed.wait, 30)
 
     await change(app, download_id, status="cancelled", active_video_id=None)
+    cancelled.set()
     await draining
 
     library: Path = app.state.settings.library_path
@@ -562,20 +567,22 @@ async def test_cancelled_while_a_child_is_ordered_it_keeps_its_pipes_until_they_
     tmp_path: Path, site: MediaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A number that is closed too early may be that of another file by then."""
-    fetchers, sending, sent = Fetchers(), threading.Event(), list[str]()
+    fetchers, sending, cancelled, sent = Fetchers(), threading.Event(), threading.Event(), list[str]()
     send = fetchers._send
 
     def slow(*pipes: int) -> None:
         sending.set()
-        time.sleep(0.5)
+        cancelled.wait(30)
         sent.extend(Path(f"/proc/self/fd/{pipe}").readlink().name.partition(":")[0] for pipe in pipes)
         send(*pipes)
 
     monkeypatch.setattr(fetchers, "_send", slow)
     wanted = anext(fetchers.fetch({"url": f"{site.url}/slow.mp4", "folder": str(tmp_path)}))
     fetching = asyncio.create_task(wanted)
-    assert await asyncio.to_thread(sending.wait, 10)
+    assert await asyncio.to_thread(sending.wait, 30)
     fetching.cancel()
+    await asyncio.wait([fetching], timeout=0.2)  # it would have closed them by now
+    cancelled.set()
     await asyncio.wait([fetching])
     fetchers.end()
 
@@ -584,10 +591,15 @@ async def test_cancelled_while_a_child_is_ordered_it_keeps_its_pipes_until_they_
 
 
 def nurseries_below(process: int) -> list[int]:
-    return [child for child in children(process) if b"nursery.py" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [child for child in children(process) if b"nursery.py" in read(Path(f"/proc/{child}/cmdline"))]
 
 
 def children(process: int) -> list[int]:
-    return [
-        int(child) for path in Path(f"/proc/{process}/task").glob("*/children") for child in path.read_text().split()
-    ]
+    return [int(child) for path in Path(f"/proc/{process}/task").glob("*/children") for child in read(path).split()]
+
+
+def read(path: Path) -> bytes:
+    """Nothing of a process or a thread that has just ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return path.read_bytes()
+    return b""

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import pytest
@@ -13,6 +14,21 @@ async def turns(times: int = 5) -> None:
     """Let the others go on for a while."""
     for _ in range(times):
         await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Awaitable[None]]:
+    """Time stands still for the loop, until so many seconds have passed at once."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)
+
+    async def passed(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        await turns()
+
+    return passed
 
 
 async def test_nobody_overtakes() -> None:
@@ -43,13 +59,15 @@ async def test_short_stays_never_widen_it() -> None:
     assert 2 == most
 
 
-async def test_one_more_is_let_in_for_each_who_has_waited_and_none_beyond_the_most() -> None:
-    gate = Gate(1, 2, 60, patience_s=0.01)
+async def test_one_more_is_let_in_for_each_who_has_waited_and_none_beyond_the_most(
+    later: Callable[[float], Awaitable[None]],
+) -> None:
+    gate = Gate(1, 2, 60, patience_s=1)
     asking = [asyncio.create_task(gate.enter()) for _ in range(5)]
     await turns()
+    await later(0.9)
     assert 1 == gate.inside
-    await asyncio.wait(asking[1:3])  # by and by
-    await asyncio.sleep(0.02)
+    await later(0.2)
     assert (3, 2) == (gate.inside, gate.waiting)
     gate.leave()  # who has waited so long takes the place, though it was an extra one
     await turns()
@@ -62,11 +80,13 @@ async def test_one_more_is_let_in_for_each_who_has_waited_and_none_beyond_the_mo
         assert left == gate.inside
 
 
-async def test_an_extra_place_goes_when_nobody_waits_long() -> None:
-    gate = Gate(1, 1, 60, patience_s=0.5)
+async def test_an_extra_place_goes_when_nobody_waits_long(later: Callable[[float], Awaitable[None]]) -> None:
+    gate = Gate(1, 1, 60, patience_s=1)
     await gate.enter()
-    await gate.enter()  # after half a second
-    assert 2 == gate.inside
+    extra = asyncio.create_task(gate.enter())
+    await turns()
+    await later(1.1)
+    assert (2, True) == (gate.inside, extra.done())
     late = asyncio.create_task(gate.enter())
     await turns()
     gate.leave()

@@ -142,7 +142,7 @@ async def leave_after(response: Response, chunks: int) -> int:
             if taken == chunks:
                 gone.set()
 
-    await asyncio.wait_for(response(http_scope(), receive, send), 5)
+    await asyncio.wait_for(response(http_scope(), receive, send), 30)
     return taken
 
 
