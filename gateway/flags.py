@@ -280,9 +280,15 @@ class FlagStore:
             if before and self._seen and before != self._seen and before.inode == self._seen.inode:
                 time.sleep(SETTLE_S)  # rewritten in place, and the writer may not have finished
             self._seen = before
-            text = self._text(path)
+            try:
+                text, wrong = self._text(path), None
+            except FlagFileError as error:  # perhaps only for now
+                text, wrong = "", error
             if signature(path) == before or time.monotonic() > give_up_at:
-                return text
+                break
+        if wrong:
+            raise wrong
+        return text
 
     def _text(self, path: Path) -> str:
         """What the file says. Raises FlagFileError also for the beginning of the text in force, cut off in place."""
