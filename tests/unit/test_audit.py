@@ -135,11 +135,15 @@ def test_several_events_can_be_written_under_one_lock(tmp_path: Path) -> None:
 
 
 def _append_many(state: Path, by: str) -> None:
+    audit_module.LOCK_WAIT_S = 100.0  # on a slow disk the others have their turns for long
     for number in range(20):
         Audit(state).append(event(number, by=by))
 
 
-def test_processes_that_write_at_once_lose_nothing_and_break_no_chain(tmp_path: Path) -> None:
+def test_processes_that_write_at_once_lose_nothing_and_break_no_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_module, "LOCK_WAIT_S", 100.0)
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_append_many, args=(tmp_path, name)) for name in "abcd"]
     for writer in writers:
@@ -380,7 +384,8 @@ def test_old_versions_are_forgotten_but_never_the_one_in_force(tmp_path: Path, m
     audit = Audit(tmp_path)
     for number in range(10):
         audit.keep_version(version(number), text(number))
-        os.utime(tmp_path / "versions" / f"{version(number)}.yaml", (number + 5e9, number + 5e9))  # of a later clock
+        later = number + 2.1e9  # of a clock ahead of ours
+        os.utime(tmp_path / "versions" / f"{version(number)}.yaml", (later, later))
     audit.keep_version(version(10), text(10))
 
     assert text(10) == audit.text_of(version(10))

@@ -468,9 +468,9 @@ def test_the_other_places_can_be_ignored_by_name(pattern: str) -> None:
 
 def test_a_pattern_with_many_asterisks_is_quick_on_a_long_key() -> None:
     key = "a" * 50_000
-    started = time.perf_counter()
+    started = time.thread_time()
     assert ["$." + key] == places(answer({key: 1}), answer({key: 2}), "$.*a*a*a*a*a*a*b")
-    assert time.perf_counter() - started < 2
+    assert time.thread_time() - started < 2
 
 
 # --- any JSON at all ----------------------------------------------------------------------------------------------

@@ -315,7 +315,7 @@ async def test_what_was_lowered_on_evidence_is_not_put_back_without_insisting(ap
 
 
 async def test_changes_that_wait_for_a_lock_keep_nobody_from_looking(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "LOCK_WAIT_S", 0.5)
+    monkeypatch.setattr(disk, "LOCK_WAIT_S", 60.0)
     directory = os.open(api.here, os.O_RDONLY)
     fcntl.flock(directory, fcntl.LOCK_EX)
     changes = asyncio.gather(*(api.put("flags/health", {"weight": 5}) for _ in range(6)))

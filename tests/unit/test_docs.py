@@ -104,7 +104,7 @@ def test_lock_files_have_hashes_and_no_address(lock: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
 )
 def test_links_between_documents_lead_somewhere(page: str) -> None:
     base = (ROOT / page).parent

@@ -215,10 +215,10 @@ def test_a_wrong_file_is_refused_in_one_sentence_with_its_line(text: str, says: 
 
 def test_a_hostile_file_is_refused_quickly() -> None:
     bomb = "version: 1\na: &a [x, x]\n" + "".join(f"b{n}: &b{n} [*a, *a]\n" for n in range(1000))
-    started = time.process_time()
+    started = time.thread_time()
     for text in (bomb, "[" * 500_000 + "\n", "version: 1\nroutes: " + "{a: " * 100_000 + "\n"):
         refusal(text)
-    assert time.process_time() - started < 5
+    assert time.thread_time() - started < 5
 
 
 def test_every_truncation_is_refused_or_is_a_complete_file_of_its_own() -> None:

