@@ -10,6 +10,7 @@ import pytest
 from fastapi_app.priority import NICE
 
 SESSION = Path("/proc/self/autogroup")
+SWITCH = Path("/proc/sys/kernel/sched_autogroup_enabled")
 SCRIPT = """
 import os, time
 from fastapi_app import priority
@@ -23,6 +24,12 @@ print(os.nice(0), said)
 """
 
 
+divides = pytest.mark.skipif(
+    not SWITCH.exists() or SWITCH.read_text().strip() == "0",
+    reason="this kernel does not divide processors between sessions",
+)
+
+
 def _stepped_back(*, own_session: bool) -> str:
     command = [sys.executable, "-c", SCRIPT]
     return subprocess.run(
@@ -34,12 +41,12 @@ def test_a_process_steps_back_once() -> None:
     assert _stepped_back(own_session=True).startswith(f"{max(NICE, os.nice(0))} ")
 
 
-@pytest.mark.skipif(not SESSION.exists(), reason="this kernel does not divide processors between sessions")
+@divides
 def test_a_session_of_its_own_steps_back_too() -> None:
     assert _stepped_back(own_session=True).endswith(f"nice {NICE}\n\n")
 
 
-@pytest.mark.skipif(not SESSION.exists(), reason="this kernel does not divide processors between sessions")
+@divides
 def test_the_session_of_others_stays_as_it_is() -> None:
     before = SESSION.read_text()  # nothing at all in the session of init
     nice, _, session = _stepped_back(own_session=False).partition(" ")
