@@ -18,8 +18,10 @@
 `?size=N` makes any mp4 N bytes large; it stays a valid video.
 """
 
+import atexit
 import hashlib
 import io
+import shutil
 import struct
 import subprocess
 import tempfile
@@ -94,6 +96,7 @@ class MediaServer:
 def _made() -> Path:
     """A folder with `video.mp4` (a test card and a tone) and `hls/`, once per process."""
     folder = Path(tempfile.mkdtemp(prefix="media-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "hls").mkdir()
     source = ["-f", "lavfi", "-i", f"testsrc=duration={_SECONDS}:size=320x180:rate=10"]
     source += ["-f", "lavfi", "-i", f"sine=duration={_SECONDS}"]
