@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute
 import fastapi_app
 import legacy_flask
 from legacy_flask import db, logs
+from legacy_flask.downloader import stop_all
 
 _routes: list[BaseRoute] = []
 
@@ -71,6 +72,7 @@ def flask_app(home: Path, database_url: str = "", **config: Any) -> Iterator[Fla
             app.extensions[service].forget()
         yield app
     finally:
+        stop_all()  # while it finds what it has begun with
         engine.dispose()
         app.config.clear()
         app.config.update(usual)
