@@ -275,7 +275,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         if not self.config.watched:
             self.config.watched = True
-            self.loop.call_later(LOOK_S, _look, self.loop, self.connections)
+            self.loop.call_later(LOOK_S, _look, self.loop, self.connections, LOOK_S)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -629,9 +629,9 @@ def _refusal(status: int, reason: str) -> ASGI3Application:
     return answer
 
 
-def _look(loop: asyncio.AbstractEventLoop, connections: set[Any]) -> None:
-    loop.call_later(LOOK_S, _look, loop, connections)
-    now = loop.time()
+def _look(loop: asyncio.AbstractEventLoop, connections: set[Any], now: float) -> None:
+    """`now` goes on with the looks: nobody is slow while this process stands still, and reads and writes nothing."""
+    loop.call_later(LOOK_S, _look, loop, connections, now + LOOK_S)
     for connection in tuple(connections):
         if isinstance(connection, GatewayProtocol):
             connection.look(now)

@@ -48,10 +48,17 @@ def port() -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
+def small() -> Iterator[int]:
+    """A server that takes little at once."""
+    with listening(app, log_level="critical", max_headers=20, max_header_bytes=4000) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
 def strict() -> Iterator[int]:
     """A server without patience."""
     limits = {"head_timeout_s": 0.5, "body_timeout_s": 0.5, "keep_alive_s": 0.5, "send_timeout_s": 1.0}
-    with listening(app, log_level="critical", max_headers=20, max_header_bytes=4000, **limits) as port:
+    with listening(app, log_level="critical", **limits) as port:
         yield port
 
 
@@ -629,6 +636,24 @@ def test_a_half_closed_client_may_read_a_long_stream(port: int) -> None:
         assert wire.answer().body == b"." * 15
 
 
+def test_a_half_closed_client_is_not_gone_because_the_server_stood_still(port: int) -> None:
+    @at("/stands-still")
+    async def stands_still(scope: Any, receive: Any, send: Any) -> None:
+        connection = scope["gateway.unsent"].__self__
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not (connection.half_closed and connection.since):
+            await asyncio.sleep(0)  # until its silence is measured
+        soon = asyncio.create_task(asyncio.sleep(0.01))
+        await asyncio.sleep(0)
+        time.sleep(1)  # nobody is served, and all timers are late
+        await soon
+        await send({"type": "http.response.body", "body": b"here"})
+
+    with Wire(port, head(line=b"GET /stands-still HTTP/1.1")) as wire:
+        wire.end()
+        assert wire.answer().body == b"here"
+
+
 def test_a_truncated_body_is_a_400_and_the_application_is_told(port: int) -> None:
     told = Event()
 
@@ -642,13 +667,13 @@ def test_a_truncated_body_is_a_400_and_the_application_is_told(port: int) -> Non
         wire.end()
         assert wire.answer().status == 400
         assert wire.closed()
-    assert told.wait(1)
+    assert told.wait(20)
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("interval_s", [0.05, 0.3, 30.0], ids=["talking", "hesitating", "silent"])
 def test_a_stream_hears_within_a_second_that_its_client_is_gone(loop: str, interval_s: float) -> None:
-    gone = Event()
+    gone, ticks = Event(), list[None]()  # the server's own time: this machine may stand still
 
     @at("/events")
     async def events(scope: Any, receive: Any, send: Any) -> None:
@@ -658,25 +683,31 @@ def test_a_stream_hears_within_a_second_that_its_client_is_gone(loop: str, inter
                 await send({"type": "http.response.body", "body": b"data: x\n\n", "more_body": True})
                 await asyncio.sleep(interval_s)
 
+        async def tick() -> None:
+            while not gone.is_set():
+                await asyncio.sleep(0.05)
+                ticks.append(None)
+
         await receive()
-        talking = asyncio.create_task(talk())
+        talking, ticking = asyncio.create_task(talk()), asyncio.create_task(tick())
         await receive()
         gone.set()
         talking.cancel()
+        await ticking
 
     with listening(app, loop=loop, log_level="critical") as port:
         with Wire(port, head(line=b"GET /events HTTP/1.1")) as wire:
             assert wire.until(b"\n\n")
-        left = time.monotonic()
-        assert gone.wait(5)
-        assert time.monotonic() - left < 1.2
+        before = len(ticks)
+        assert gone.wait(20)
+        assert len(ticks) - before < 1.2 / 0.05
 
 
 # --- limits ---
 
 
-def test_too_many_headers_are_a_431(strict: int) -> None:
-    with Wire(strict, head(*[b"A%d: b" % n for n in range(19)])) as wire:
+def test_too_many_headers_are_a_431(small: int) -> None:
+    with Wire(small, head(*[b"A%d: b" % n for n in range(19)])) as wire:
         assert wire.answer().status == 200
         wire.send(head(*[b"A%d: b" % n for n in range(20)]))
         assert wire.answer().status == 431
@@ -684,33 +715,33 @@ def test_too_many_headers_are_a_431(strict: int) -> None:
 
 
 @pytest.mark.parametrize("ending", [b"\r\n\r\n", b""], ids=["complete", "endless"])
-def test_a_large_head_is_a_431(strict: int, ending: bytes) -> None:
-    with Wire(strict, b"GET / HTTP/1.1\r\nHost: a\r\nA: " + b"x" * 4000 + ending) as wire:
+def test_a_large_head_is_a_431(small: int, ending: bytes) -> None:
+    with Wire(small, b"GET / HTTP/1.1\r\nHost: a\r\nA: " + b"x" * 4000 + ending) as wire:
         assert wire.answer().status == 431
         assert wire.closed()
 
 
-def test_a_head_in_many_pieces_is_limited_as_a_whole(strict: int) -> None:
-    with Wire(strict, b"GET / HTTP/1.1\r\n") as wire:
+def test_a_head_in_many_pieces_is_limited_as_a_whole(small: int) -> None:
+    with Wire(small, b"GET / HTTP/1.1\r\n") as wire:
         for _ in range(9):
             wire.send(b"A: " + b"x" * 500 + b"\r\n")
         assert wire.answer().status == 431
 
 
-def test_a_long_target_is_a_414(strict: int) -> None:
-    with Wire(strict, get(b"/" + b"x" * 4000)) as wire:
+def test_a_long_target_is_a_414(small: int) -> None:
+    with Wire(small, get(b"/" + b"x" * 4000)) as wire:
         assert wire.answer().status == 414
 
 
-def test_a_large_body_before_a_head_does_not_count(strict: int) -> None:
-    with Wire(strict, post(b"Content-Length: 9000", body=b"x" * 9000) + NEXT) as wire:
+def test_a_large_body_before_a_head_does_not_count(small: int) -> None:
+    with Wire(small, post(b"Content-Length: 9000", body=b"x" * 9000) + NEXT) as wire:
         assert [wire.answer().status, wire.answer().json()["path"]] == [200, "/next"]
 
 
 @pytest.mark.parametrize("endless", [b"0\r\nA: ", b"0\r\n", b"3;a="], ids=["trailer", "trailers", "extension"])
-def test_trailers_and_chunk_extensions_are_limited(strict: int, endless: bytes) -> None:
+def test_trailers_and_chunk_extensions_are_limited(small: int, endless: bytes) -> None:
     more = b"A: b\r\n" * 200 if endless == b"0\r\n" else b"x" * 1200
-    with Wire(strict, chunked(b"", b"Expect: 100-continue")) as wire:
+    with Wire(small, chunked(b"", b"Expect: 100-continue")) as wire:
         assert wire.answer().status == 100
         wire.send(endless)
         for _ in range(5):
@@ -722,12 +753,14 @@ def test_trailers_and_chunk_extensions_are_limited(strict: int, endless: bytes) 
 
 
 def test_a_head_has_to_end_in_time_however_it_trickles(strict: int) -> None:
-    begun = time.monotonic()
+    begun, pieces = time.monotonic(), 0
     with Wire(strict, b"GET / HTTP/1.1\r\n") as wire:
         while not wire.readable(0.1):
             wire.send(b"A: b\r\n")
+            pieces += 1
         assert wire.answer().status == 408
-    assert 0.5 < time.monotonic() - begun < 2
+    assert time.monotonic() - begun > 0.45
+    assert pieces < 20
 
 
 def test_a_body_that_stops_is_a_408_and_the_application_is_told(strict: int) -> None:
@@ -742,35 +775,40 @@ def test_a_body_that_stops_is_a_408_and_the_application_is_told(strict: int) -> 
     with Wire(strict, head(b"Content-Length: 5", line=b"POST /stops HTTP/1.1") + b"ab") as wire:
         assert wire.answer().status == 408
         assert wire.closed()
-    assert told.wait(1)
+    assert told.wait(20)
 
 
-def test_a_body_that_goes_on_has_time(strict: int) -> None:
-    with Wire(strict, post(b"Content-Length: 12")) as wire:
-        for _ in range(12):
+def test_a_body_that_goes_on_has_time() -> None:
+    with (
+        listening(app, log_level="critical", body_timeout_s=2) as port,
+        Wire(port, post(b"Content-Length: 15")) as wire,
+    ):
+        for _ in range(15):
             wire.send(b"x")
-            time.sleep(0.1)  # the pace is what is tested
-        assert wire.answer().json()["body"] == "x" * 12
+            time.sleep(0.2)  # the pace is what is tested
+        assert wire.answer().json()["body"] == "x" * 15
 
 
 def test_an_application_has_as_much_time_as_it_wants(strict: int) -> None:
+    sent = Event()
+
     @at("/thinks")
     async def thinks(scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(1.5)
+        while not sent.is_set():
+            await asyncio.sleep(0.02)
         await echo(scope, receive, send)
 
     with Wire(strict, head(b"Content-Length: 6", line=b"POST /thinks HTTP/1.1") + b"abc") as wire:
-        time.sleep(1)
+        time.sleep(1.5)
         wire.send(b"def")
+        sent.set()
         assert wire.answer().json()["body"] == "abcdef"
 
 
 def test_an_idle_connection_is_closed_without_a_word(strict: int) -> None:
-    with Wire(strict) as new, Wire(strict) as used:
-        assert used.get().status == 200
-        begun = time.monotonic()
-        assert [new.closed(), used.closed()] == [True, True]
-        assert time.monotonic() - begun < 2
+    with Wire(strict) as new, Wire(strict, get()) as used:
+        assert used.answer().status == 200
+        assert [new.closed(), used.closed()] == [True, True]  # or they would wait longer than this client does
 
 
 @at("/flood")
@@ -790,7 +828,7 @@ def test_a_reader_that_takes_nothing_is_cut_off(strict: int) -> None:
         ended.set()
 
     with Wire(strict, head(line=b"GET /stalled HTTP/1.1")):
-        assert ended.wait(5)
+        assert ended.wait(20)
 
 
 def test_a_slow_reader_is_not_cut_off() -> None:
@@ -806,10 +844,11 @@ def test_a_slow_reader_is_not_cut_off() -> None:
         listening(app, log_level="critical", send_timeout_s=1.5, drain_s=0) as port,
         Wire(port, head(line=b"GET /slowly HTTP/1.1")) as wire,
     ):
-        begun = time.monotonic()
-        while time.monotonic() - begun < 3.5:
-            wire.sock.recv(8000)
-            time.sleep(0.02)  # the pace is what is tested
+        begun, taken = time.monotonic(), 0
+        while (past := time.monotonic() - begun) < 3.5:
+            while taken < past * 400_000:  # the pace is what is tested: 400 kB in a second
+                taken += len(wire.sock.recv(8000))
+            time.sleep(0.02)
         assert not ended.is_set()
         wire.sock.close()
 
@@ -823,7 +862,7 @@ def test_two_hundred_slow_heads_do_not_stop_a_healthy_client(port: int) -> None:
                 for other in slow[::20]:
                     other.send(b"x")
                 assert wire.get().status == 200
-            assert time.monotonic() - begun < 3
+            assert time.monotonic() - begun < 8  # sooner than the slow ones are given up
     finally:
         for other in slow:
             other.sock.close()
@@ -893,18 +932,14 @@ def test_a_refused_websocket_gets_a_whole_http_answer(ws_port: int) -> None:
 
 
 def test_a_refused_websocket_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("uvicorn.error")
-    logger.addHandler(caplog.handler)
-    try:
-        with (
-            listening(sockets, log_level="info") as port,
-            Wire(port, head(*WEBSOCKET, line=b"GET /none HTTP/1.1")) as wire,
-        ):
+    with listening(sockets, log_level="info") as port:
+        logging.getLogger("uvicorn.error").addHandler(caplog.handler)  # a server takes away those it finds
+        with Wire(port, head(*WEBSOCKET, line=b"GET /none HTTP/1.1")) as wire:
             assert wire.answer().status == 404
             assert wire.closed()
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert [] == [record for record in caplog.records if record.levelno >= logging.WARNING]
+    said = [record for record in caplog.records if record.name == "uvicorn.error"]
+    assert said
+    assert [] == [record for record in said if record.levelno >= logging.WARNING]
 
 
 def test_a_handshake_that_is_too_large_for_a_websocket_is_a_431(ws_port: int) -> None:

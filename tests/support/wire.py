@@ -37,7 +37,7 @@ class Answer:
 class Wire:
     """One client connection. EOFError when the server closes where an answer was due."""
 
-    def __init__(self, port: int, data: bytes = b"", *, timeout_s: float = 10.0) -> None:
+    def __init__(self, port: int, data: bytes = b"", *, timeout_s: float = 30.0) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
         self.buffer = b""
         self.send(data)
@@ -213,10 +213,11 @@ def listening(app: Any, *, loop: str = "uvloop", **settings: Any) -> Iterator[in
 def _logs_as_before() -> Iterator[None]:
     """What a server is told to log holds for its process, and for the tests that come after it there."""
     loggers = [logging.getLogger(name) for name in ("gateway", "uvicorn", "uvicorn.error", "uvicorn.access")]
-    before = [(logger, logger.level, logger.propagate) for logger in loggers]
+    before = [(logger, logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
     try:
         yield
     finally:
-        for logger, level, propagate in before:
+        for logger, level, propagate, handlers in before:
             logger.setLevel(level)
             logger.propagate = propagate
+            logger.handlers[:] = handlers
