@@ -146,10 +146,10 @@ class _Ring:
 
     def write(self, lines: bytes) -> None:
         """Append to our segment; to a new one when it is full or somebody deleted it. Raises OSError."""
-        if self._descriptor < 0 or not self._fits(os.fstat(self._descriptor)):
+        if self._descriptor < 0 or not self._fits(os.fstat(self._descriptor), len(lines)):
             self.close()
             self._descriptor = self._create()
-            self._trim()
+            self._trim(len(lines))
         size = os.fstat(self._descriptor).st_size
         if os.write(self._descriptor, lines) < len(lines):
             os.ftruncate(self._descriptor, size)
@@ -163,8 +163,8 @@ class _Ring:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _fits(self, stat: os.stat_result) -> bool:
-        return stat.st_nlink > 0 and stat.st_size < self._segment_bytes
+    def _fits(self, stat: os.stat_result, count: int) -> bool:
+        return stat.st_nlink > 0 and stat.st_size + count <= self._segment_bytes
 
     def _create(self) -> int:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -174,12 +174,13 @@ class _Ring:
             with suppress(FileExistsError):  # a process of that number in another container
                 return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
-    def _trim(self) -> None:
-        """Delete the oldest segments of anyone until there is room for one more."""
+    def _trim(self, count: int = 0) -> None:
+        """Delete the oldest segments of anyone until there is room for one more, and in it for so many bytes."""
+        room = max(self._segment_bytes, count)
         sizes = [(path, size) for path in _segments(self._directory) if (size := _size(path)) is not None]
         total = sum(size for _, size in sizes)
         for surplus, (path, size) in enumerate(sizes[:-1]):
-            if total + self._segment_bytes <= self._max_bytes and len(sizes) - surplus <= _MAX_SEGMENTS:
+            if total + room <= self._max_bytes and len(sizes) - surplus <= _MAX_SEGMENTS:
                 break
             path.unlink(missing_ok=True)
             total -= size
