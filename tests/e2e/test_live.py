@@ -34,7 +34,7 @@ APPS = {"legacy": "legacy_flask:create_app", "fastapi": f"{__name__}:create_port
 
 def create_port() -> FastAPI:
     """The application, with less patience."""
-    live.HEARTBEAT_S, live.CHECK_EVERY, live.STUCK_S = 0.5, 2, 1.0
+    live.HEARTBEAT_S, live.CHECK_EVERY, live.STUCK_S = 0.5, 2, 4.0
     return fastapi_app.create_app()
 
 
@@ -70,7 +70,7 @@ class Library:
     """What Flask's threads write, with Flask's own models."""
 
     def __init__(self, url: str) -> None:
-        self._engine = create_engine(url)
+        self._engine = create_engine(url, connect_args={"timeout": 30})
 
     def close(self) -> None:
         self._engine.dispose()
@@ -348,7 +348,7 @@ def test_a_server_that_stops_says_so_and_waits_for_nobody(
                     _told(quick, "update")
                 server.process.terminate()
                 assert closed(quick) in (1001, 1012)
-                assert 0 == server.process.wait(25)
+                assert 0 == server.process.wait(40)
             finally:
                 done.set()
                 flooding.join()

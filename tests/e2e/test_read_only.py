@@ -16,7 +16,7 @@ def test_workers_without_a_state_directory_recognise_each_others_anonymous_calle
     env = {**PAIR, "GATEWAY_FLAGS": str(flags), "GATEWAY_STATE": str(nowhere / "state"), "GATEWAY_PORT": str(port)}
     command = [*GATEWAY, "serve", "--workers", "2"]
     with child(command, log, cwd=tmp_path, env=environment(env)):
-        wait_until(lambda: log.read_text().count("startup complete") == 2, f"two workers; see {log}")
+        wait_until(lambda: log.read_text().count("startup complete") == 2, f"two workers; see {log}", 60)
         with Wire(port) as wire:
             cookie = (wire.get("/who").get("set-cookie") or "").partition(";")[0]
         assert cookie.startswith("gw_id=")

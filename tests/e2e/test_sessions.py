@@ -30,7 +30,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     seed = [sys.executable, "-m", "legacy_flask.seed", "--size", "small", "--demo"]
     subprocess.run(seed, check=True, cwd=ROOT, env=environment(env), stdout=subprocess.DEVNULL)
     apps = {"legacy": "legacy_flask:create_app", "fastapi": "fastapi_app:create_app"}
-    with serving(home, **apps, env=env, cwd=ROOT, served_by=True) as running:
+    patience = {"shadow_timeout_s": 100}  # what replays gets the CPU when nobody else wants it
+    with serving(home, **apps, env=env, cwd=ROOT, served_by=True, **patience) as running:
         yield running
 
 
@@ -49,13 +50,13 @@ def test_a_session_that_one_side_made_is_good_on_both_and_ends_on_both(server: S
         answer = client.get("/api/users/me")
         assert (answer.status_code, answer.headers["x-served-by"]) == (200, other)
         assert answer.json()["username"] == "admin"
-        stolen = dict(client.cookies)
+        stolen, me = dict(client.cookies), f"{server.url}/api/users/me"
 
         assert client.post("/auth/logout", headers={"Origin": server.url}).status_code == 200
         for where in SIDES:
             server.put(override=where)
             assert client.get("/api/users/me").status_code == 401
-            assert httpx.get(f"{server.url}/api/users/me", cookies=stolen, trust_env=False).status_code == 401
+            assert httpx.get(me, cookies=stolen, timeout=30, trust_env=False).status_code == 401
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -83,14 +84,15 @@ def test_a_token_of_the_port_is_good_on_both_sides_and_ends_with_its_session(ser
     bearer = {"Authorization": f"Bearer {tokens['access_token']}"}
     for side in SIDES:
         server.put(override=side)
-        assert httpx.get(f"{server.url}/api/users/me", headers=bearer, trust_env=False).status_code == 200
+        assert httpx.get(f"{server.url}/api/users/me", headers=bearer, timeout=30, trust_env=False).status_code == 200
 
     server.put(override="legacy")
-    ended = httpx.post(f"{server.url}/auth/logout", headers=bearer | {"Origin": server.url}, trust_env=False)
+    origin = {"Origin": server.url}
+    ended = httpx.post(f"{server.url}/auth/logout", headers=bearer | origin, timeout=30, trust_env=False)
     assert ended.status_code == 200, ended.text
     for side in SIDES:
         server.put(override=side)
-        assert httpx.get(f"{server.url}/api/users/me", headers=bearer, trust_env=False).status_code == 401
+        assert httpx.get(f"{server.url}/api/users/me", headers=bearer, timeout=30, trust_env=False).status_code == 401
 
 
 def test_a_signed_in_user_notices_nothing_while_sides_change(server: Server) -> None:

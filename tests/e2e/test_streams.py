@@ -97,11 +97,11 @@ def fill(library: Path, trap_port: int) -> None:
 @both
 def test_clients_that_leave_take_their_ffmpeg_along_and_leave_no_thread(site: Site, side: str) -> None:
     site.on(side)
-    worker = next(iter(site.server.workers()))
+    (worker,) = wait_until(site.server.workers, "the worker")
     before = threads(worker)
     for _ in range(20):
         site.leave(f"/api/videos/{LONG}/stream")
-        wait_until(lambda: not converting(site.library), "the end of ffmpeg", 5)
+        wait_until(lambda: not converting(site.library), "the end of ffmpeg", 15)
 
     wait_until(lambda: threads(worker) <= before + 12, "the threads")  # the pools, which keep theirs
     assert site.client.get("/api/health").status_code == 200
@@ -117,7 +117,7 @@ def test_many_streams_at_once_end_with_their_clients(site: Site, side: str) -> N
         assert 6 == len(converting(site.library))
         assert site.client.get("/auth/check").json()["authenticated"]
 
-    wait_until(lambda: not converting(site.library), "the end of all ffmpegs", 10)
+    wait_until(lambda: not converting(site.library), "the end of all ffmpegs", 15)
 
 
 @both

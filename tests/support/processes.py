@@ -17,21 +17,28 @@ T = TypeVar("T")
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
+_ports: set[int] = set()  # that were given away
 
 
 def free_port() -> int:
     """A port for a server that starts soon.
 
-    By chance, and below those that the system hands out: nobody else's connection gets it in between.
+    By chance, and below those that the system hands out: nobody else's connection gets it in between. Nor does another
+    server of the tests that has not started yet: each of the processes that test has ports of its own.
     """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     while True:
-        port = 10_240 + secrets.randbelow(22_528)
+        port = 10_240 + number + count * secrets.randbelow(22_528 // count)
+        if port in _ports:
+            continue
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _ports.add(port)
             return port
 
 
-def wait_until(condition: Callable[[], T], what: str, timeout_s: float = 15.0) -> T:
+def wait_until(condition: Callable[[], T], what: str, timeout_s: float = 30.0) -> T:
     """The first true value of `condition`; an AssertionError naming `what` when it never comes."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):

@@ -84,7 +84,7 @@ class Cable:
             for key, _ in self._selector.select():
                 if key.fileobj is self._wake:
                     return
-                if key.fd not in self._selector.get_map():  # closed a moment ago, together with its other end
+                if self._selector.get_map().get(key.fd) is not key:  # closed a moment ago, together with its other end
                     continue
                 if key.fileobj is self._listener:
                     self._connect()

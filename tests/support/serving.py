@@ -69,7 +69,8 @@ class Server:
         """Like `say`, and wait until every worker has followed."""
         self.say(*routes, override=override)
         version = parse_flags(self.flags.read_text(), None).version
-        wait_until(lambda: set(self.workers().values()) == {version}, "the workers to follow the flag file")
+        every = [version] * int(self.env["GATEWAY_WORKERS"])  # also those that were not heard of lately
+        wait_until(lambda: [*self.workers().values()] == every, "the workers to follow the flag file")
 
     def workers(self) -> dict[int, str]:
         """The flag version that every live worker runs, by process id."""
