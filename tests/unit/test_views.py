@@ -92,7 +92,8 @@ def test_an_unknown_route_names_the_nearest(views: Views) -> None:
 
 
 @pytest.fixture
-def worker(settings: Settings) -> Iterator[Ledger]:
+def worker(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    monkeypatch.setattr("gateway.ledger.STALE_S", 60.0)  # its heart may beat late on a busy machine
     ledger = Ledger(settings.state_dir)
     ledger.start()
     ledger.seen("v1")
@@ -215,7 +216,7 @@ def test_whether_anybody_leads(settings: Settings, views: Views) -> None:
     wait_until(lambda: is_led(settings.state_dir), "the leader")
     assert views.health()["led"]
     leader.close()
-    assert not is_led(settings.state_dir)
+    wait_until(lambda: not is_led(settings.state_dir), "its end")
 
 
 def test_health_tells_of_other_versions_lost_numbers_and_suspended_shadows(

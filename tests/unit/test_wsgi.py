@@ -23,6 +23,7 @@ from gunicorn.config import Config as GunicornConfig
 from gunicorn.http import wsgi as gunicorn_wsgi
 from gunicorn.http.parser import RequestParser
 
+from gateway import wsgi
 from gateway.settings import Settings
 from gateway.spool import BodyTruncated
 from gateway.wsgi import WsgiBackend, a2wsgi_backend
@@ -158,7 +159,7 @@ def start(bridge: Any, client: Client, **extra: Any) -> asyncio.Task[None]:
     return asyncio.create_task(client.ask(bridge, **extra))
 
 
-async def until(condition: Callable[[], object], within_s: float = 5.0) -> None:
+async def until(condition: Callable[[], object], within_s: float = 30.0) -> None:
     end = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < end, "waited too long"
@@ -1052,17 +1053,29 @@ async def test_a_file_is_sent_when_no_descriptor_is_left(film: Path) -> None:
     assert film.read_bytes() == client.body
 
 
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def open_files(path: Path) -> int:
+    """How often this process has that file, or those below that folder, open. Others come and go meanwhile."""
+    count = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            count += entry.readlink().is_relative_to(path)
+    return count
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_the_file_of_a_response_is_closed(film: Path, method: str) -> None:
-    before = open_files()
-    bridge = native(sending(film))
+    opened = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        response = sending(film)(environ, start_response)
+        opened.append(open_files(film))
+        return response
+
+    bridge = native(app)
     for _ in range(3):
         await ask(bridge, method=method)
-    await until(lambda: open_files() == before)
+        await until(lambda: not open_files(film))
+    assert [1, 1, 1] == opened
 
 
 async def test_what_is_no_plain_file_is_read() -> None:
@@ -1212,28 +1225,33 @@ async def test_slow_readers_share_the_memory_of_the_worker() -> None:
     assert bridge.store.free_bytes == MIB
 
 
-def endless(closed: list[float], interval_s: float = 0.02) -> Callable[..., Any]:
+def endless(closed: list[int], interval_s: float = 0.02) -> Callable[..., Any]:
+    """Notes how many chunks it had made when it was closed."""
+
     def chunks() -> Iterator[bytes]:
+        made = 0
         try:
             while True:
+                made += 1
                 yield b"data: x\n\n"
                 time.sleep(interval_s)
         finally:
-            closed.append(time.monotonic())
+            closed.append(made)
 
     return answering(chunks)
 
 
 async def test_an_abandoned_stream_is_closed_within_a_second() -> None:
-    closed: list[float] = []
+    """Of the application's own time, in which it makes fifty chunks: the machine may stand still for longer."""
+    closed: list[int] = []
     bridge, client = native(endless(closed)), Client()
     task = start(bridge, client)
     await until(lambda: len(client.chunks) > 2)
     client.leave()
-    left = time.monotonic()
+    seen = client.body.count(b"x")
     await task
     await until(lambda: closed)
-    assert closed[0] - left < 1
+    assert closed[0] - seen < 50
     assert not client.complete
     await until(lambda: idle(bridge))
 
@@ -1261,7 +1279,7 @@ async def test_a_silent_stream_is_closed_as_soon_as_it_speaks() -> None:
 
 
 async def test_many_abandoned_streams_leave_the_pool_usable() -> None:
-    closed: list[float] = []
+    closed: list[int] = []
     bridge = native(endless(closed), threads=4)
     for _ in range(12):
         clients = [Client() for _ in range(4)]
@@ -1297,7 +1315,7 @@ async def test_write_tells_that_the_client_is_gone() -> None:
 
 
 async def test_a_server_that_gives_up_on_a_request_stops_the_application() -> None:
-    closed: list[float] = []
+    closed: list[int] = []
     bridge, client = native(endless(closed)), Client()
     task = start(bridge, client)
     await until(lambda: client.chunks)
@@ -1308,7 +1326,7 @@ async def test_a_server_that_gives_up_on_a_request_stops_the_application() -> No
 
 
 async def test_a_server_that_cannot_send_stops_the_application() -> None:
-    closed: list[float] = []
+    closed: list[int] = []
 
     async def send(message: Any) -> None:
         raise OSError("the connection is lost")
@@ -1320,7 +1338,7 @@ async def test_a_server_that_cannot_send_stops_the_application() -> None:
 
 
 async def test_a_client_that_waits_for_a_reader_of_its_upload_is_noticed_when_it_leaves() -> None:
-    closed: list[float] = []
+    closed: list[int] = []
     bridge, client = native(endless(closed), stream_request=("k",)), Client(*body(b"x")[:1])
     task = start(bridge, client, **{"gateway.key": "k"})
     await until(lambda: client.chunks)
@@ -1341,7 +1359,7 @@ class Gate:
     def __call__(self, environ: Any, start_response: Any) -> Any:
         self.threads.add(threading.current_thread())
         self.inside += 1
-        self.open.wait(10)
+        self.open.wait(100)
         start_response(OK, TEXT)
         return [environ["PATH_INFO"].encode()]
 
@@ -1377,11 +1395,11 @@ async def test_one_thread_is_enough_for_one_client() -> None:
 
 
 async def test_a_full_queue_is_a_503(gate: Gate) -> None:
-    bridge = native(gate, threads=1, queue=2, queue_wait_s=7)
+    bridge = native(gate, threads=1, queue=2, queue_wait_s=70)
     tasks = [start(bridge, Client()) for _ in range(3)]
     await until(lambda: bridge.stats.waiting == 2)
     client = await ask(bridge, *body(b"x"), target="/late")
-    assert (503, b"Service Unavailable\n", "7") == (client.status, client.body, dict(client.headers)["retry-after"])
+    assert (503, b"Service Unavailable\n", "70") == (client.status, client.body, dict(client.headers)["retry-after"])
     assert 1 == bridge.stats.refused
     gate.open.set()
     await asyncio.gather(*tasks)
@@ -1405,17 +1423,18 @@ async def test_a_long_wait_is_a_503_and_the_request_never_runs(gate: Gate) -> No
     begun = time.monotonic()
     await late.ask(bridge)
     assert (503, "1") == (late.status, dict(late.headers)["retry-after"])
-    assert 0.1 <= time.monotonic() - begun < 1
+    assert 0.1 <= time.monotonic() - begun < 30
     assert (0, 1, 1) == (bridge.stats.waiting, bridge.stats.busy, bridge.stats.refused)
     assert bridge.store.free_bytes == bridge.settings.spool_memory_bytes
     gate.open.set()
     await task
+    await until(lambda: idle(bridge))  # who found the thread busy would wait 0.1 s at most, too
     assert 200 == (await ask(bridge)).status
     assert 2 == gate.inside
 
 
 async def test_a_client_that_leaves_the_queue_never_runs(gate: Gate) -> None:
-    bridge = native(gate, threads=1, queue_wait_s=0.4)
+    bridge = native(gate, threads=1, queue_wait_s=60)
     task, waiting = start(bridge, Client()), Client()
     await until(lambda: gate.inside)
     waiting.leave()
@@ -1485,7 +1504,7 @@ async def main():
 
 asyncio.run(main())
 """
-    assert 0 == subprocess.run([sys.executable, "-c", program], timeout=20, check=False).returncode
+    assert 0 == subprocess.run([sys.executable, "-c", program], timeout=100, check=False).returncode
 
 
 # --- the end
@@ -1496,7 +1515,7 @@ async def test_a_drain_lets_finish_what_runs(gate: Gate) -> None:
     running, waiting, late = Client(), Client(), Client()
     tasks = [start(bridge, running), start(bridge, waiting)]
     await until(lambda: gate.inside)
-    drain = asyncio.create_task(bridge.drain(5))
+    drain = asyncio.create_task(bridge.drain(60))
     await asyncio.sleep(0.03)
     await late.ask(bridge)
     assert 503 == late.status
@@ -1512,7 +1531,7 @@ async def test_a_drain_waits_for_slow_readers() -> None:
     client.reads.clear()
     task = start(bridge, client)
     await until(app.ended.is_set)
-    drain = asyncio.create_task(bridge.drain(5))
+    drain = asyncio.create_task(bridge.drain(60))
     await asyncio.sleep(0.05)
     assert not drain.done()
     client.reads.set()
@@ -1520,8 +1539,9 @@ async def test_a_drain_waits_for_slow_readers() -> None:
     assert client.complete
 
 
-async def test_a_drain_ends_streams_and_closes_them() -> None:
-    closed: list[float] = []
+async def test_a_drain_ends_streams_and_closes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wsgi, "CLOSE_S", 60)
+    closed: list[int] = []
     bridge, client = native(endless(closed)), Client()
     task = start(bridge, client)
     await until(lambda: client.chunks)
@@ -1539,7 +1559,7 @@ async def test_a_drain_does_not_wait_for_ever(gate: Gate) -> None:
     await until(lambda: gate.inside)
     begun = time.monotonic()
     await bridge.drain(0.1)
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < 30
     await asyncio.gather(*tasks)
     assert ([], 503) == (running.sent, waiting.status)
 
@@ -1547,7 +1567,7 @@ async def test_a_drain_does_not_wait_for_ever(gate: Gate) -> None:
 async def test_an_idle_bridge_drains_at_once() -> None:
     bridge = native(answering([b"x"]))
     await ask(bridge)
-    await asyncio.wait_for(bridge.drain(5), 1)
+    await asyncio.wait_for(bridge.drain(60), 30)
 
 
 # --- websockets
