@@ -53,6 +53,7 @@ ERRORS = {
     "too_large": "The file is larger than the limit",
     "invalid_file": "What was downloaded is not a playable video",
     "address_refused": "The address is not allowed",
+    "proxy": "The proxy in the settings is not the address of one",
     "unsupported": "No video was found at this address",
     "service": "The search for this title failed",
     "worker_lost": "The process that downloaded it is gone",

@@ -59,6 +59,7 @@ SAME = "same"  # the file that says of which video the rest of the folder is
 CONTAINERS = {"mp4": "mp4/mkv", "webm": "webm/mkv", "mkv": "mkv"}
 SORTED_BY = {"mp4": ["ext:mp4:m4a"], "webm": ["ext:webm:webm"]}
 NATIVE = {"http", "https", "m3u8", "m3u8_native", "http_dash_segments", "http_dash_segments_generator", "ism", "f4m"}
+PROXIES = {"http": 80, "https": 443, "socks4": 1080, "socks4a": 1080, "socks5": 1080, "socks5h": 1080}
 
 PASSING = (TransportError, ContentTooShortError, TimeoutError, ConnectionError, socket.gaierror)
 STATUSES = {401: "sign_in", 407: "network", 408: "network", 425: "network", 429: "network", 451: "geo_blocked"}
@@ -108,6 +109,19 @@ def check(url: str) -> None:
         raise Refused("address_refused")
 
 
+def place_of(proxy: str) -> tuple[str, int]:
+    """Name and port of a proxy. Raises Refused for what is none."""
+    try:
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        name, port = parts.hostname or "", parts.port or PROXIES.get(parts.scheme, 0)
+        name.encode("idna")
+    except ValueError:
+        raise Refused("proxy") from None
+    if not name or parts.scheme not in PROXIES:
+        raise Refused("proxy")
+    return name, port
+
+
 def own_folder() -> None:
     """Wait for the end of an attempt that is just being killed: two would write into the same file. Raises Refused."""
     folder, deadline = os.open(".", os.O_RDONLY), time.monotonic() + OWNED_WITHIN_S
@@ -151,9 +165,8 @@ class Guard:
     def install(self, proxy: str) -> None:
         resolve = socket.getaddrinfo
         if proxy:
-            parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-            port = parts.port or (1080 if parts.scheme.startswith("socks") else 80)
-            self.proxy = {(answer[4][0], port) for answer in resolve(parts.hostname, port)}
+            name, port = place_of(proxy)
+            self.proxy = {(answer[4][0], port) for answer in resolve(name, port)}
 
         def getaddrinfo(host: Any, port: Any, *rest: Any, **more: Any) -> list[Any]:
             answers = resolve(host, port, *rest, **more)

@@ -292,6 +292,16 @@ def test_a_search_that_reaches_nobody_says_so(side: Nursery) -> None:
     assert [(line["event"], line["code"]) for line in lines] == [("error", "network")]
 
 
+@pytest.mark.parametrize("proxy", ["http://host:port", "http://[::1", "http://", "ftp://127.0.0.1:21", "a..b:3128"])
+def test_a_proxy_that_cannot_be_one_is_named_and_nothing_is_asked(
+    side: Nursery, media: MediaServer, tmp_path: Path, proxy: str
+) -> None:
+    lines = told(side, order(tmp_path, f"{media.url}/direct.mp4", proxy=proxy))
+
+    assert [(line["event"], line["code"]) for line in lines] == [("error", "proxy")]
+    assert not media.requests
+
+
 @EITHER
 def test_it_knows_nothing_of_the_application(module: str) -> None:
     path = ROOT / f"{module.replace('.', '/')}.py"
