@@ -4,7 +4,7 @@ from functools import wraps
 from pathlib import Path
 from urllib.parse import quote
 
-from flask import Blueprint, g, redirect, render_template, request, send_from_directory
+from flask import Blueprint, g, make_response, redirect, render_template, request, send_from_directory
 from sqlalchemy import select
 
 from .auth import current_user, local_path
@@ -12,6 +12,7 @@ from .db import get_session
 from .models import User
 
 STATIC = Path(__file__).resolve().parent / "static"
+PROGRAMS = ("/api/", "/auth/", "/static/")  # ask here, not people
 MAX_ERROR = 200  # characters: what an address can make this page say
 
 bp = Blueprint("pages", __name__)
@@ -27,6 +28,17 @@ def signed_in(view):
         return view(*args, **kwargs)
 
     return wrapper
+
+
+@bp.app_errorhandler(404)
+def unknown(error):
+    """A page that leads on for browsers that were led astray; programs read what Flask says everywhere."""
+    wanted = request.accept_mimetypes.best_match(["application/json", "text/html"])
+    if wanted != "text/html" or request.path.startswith(PROGRAMS):
+        return error
+    response = make_response(render_template("unknown.html", page="unknown"), 404)
+    response.vary.add("Accept")
+    return response
 
 
 def page(name: str, **values) -> str:

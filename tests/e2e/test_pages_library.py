@@ -30,6 +30,14 @@ def manager(page: Page, watch: Watch) -> Page:
     return page
 
 
+def test_an_address_that_does_not_exist_leads_back(user: Page, watch: Watch) -> None:
+    watch.expected.add(404)
+    user.goto("/artsits")
+    expect(user.get_by_role("heading")).to_have_text("There is no such page")
+    user.get_by_role("link", name="To the dashboard").click()
+    expect(user).to_have_url(re.compile(r"/$"))
+
+
 # Signing in and out
 
 

@@ -27,6 +27,7 @@ from tests.support.made_once import flask_app
 from tests.support.processes import many_open_files, wait_until
 
 ROOT = Path(__file__).parents[2]
+BROWSERS = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8,application/signed-exchange;v=b3;q=0.7"
 HERE = "http://localhost"
 GONE = "sqlite:////nowhere/app.sqlite3"
 
@@ -240,6 +241,25 @@ def test_every_answer_has_the_security_headers(app: Flask, path: str) -> None:
         assert header in plain.headers
     assert "Strict-Transport-Security" not in plain.headers
     assert "Strict-Transport-Security" in secure.headers
+
+
+@pytest.mark.parametrize(
+    ("path", "accept", "leads_on"),
+    [
+        ("/nowhere", BROWSERS, True),
+        ("/artist/abc", BROWSERS, True),
+        ("/nowhere", "*/*", False),
+        ("/nowhere", "application/json", False),
+        ("/api/nowhere", BROWSERS, False),
+        ("/static/nowhere.js", BROWSERS, False),
+    ],
+)
+def test_people_who_went_astray_get_a_page_that_leads_on(app: Flask, path: str, accept: str, leads_on: bool) -> None:
+    answer = app.test_client().get(path, headers={"Accept": accept})
+
+    assert (answer.status_code, answer.mimetype) == (404, "text/html")
+    assert leads_on == ('href="/"' in answer.text)
+    assert leads_on == ("Accept" in answer.vary)
 
 
 def test_behind_tls_an_unsafe_request_must_come_from_https(app: Flask) -> None:
