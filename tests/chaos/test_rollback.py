@@ -31,6 +31,7 @@ CLIENTS = 6
 PAUSE_S = 0.04  # of one client between two requests: some hundred requests a second at most
 SUBJECTS = 300
 PATIENCE_S = 20  # of a client
+HANGING_S = 5  # the same with orders that hang: nothing stands in for them
 
 
 @dataclass
@@ -40,13 +41,14 @@ class Seen:
     answers: int = 0
     failed: dict[str, list[str]] = field(default_factory=lambda: {"item": [], "order": [], "other": []})
     wrong: int = 0
+    patience_s: float = PATIENCE_S  # with orders
     ids: list[str] = field(default_factory=list)  # of requests for items, oldest first
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     (tmp_path / "flags.yaml").write_text(FLAGS)
-    with serving(tmp_path, **PAIR, workers=4, port_timeout_s=1, memory_budget_bytes=60_000_000) as running:
+    with serving(tmp_path, **PAIR, workers=4, port_timeout_s=1, memory_budget_bytes=60_000_000, drain_s=2) as running:
         yield running
 
 
@@ -71,6 +73,9 @@ def steady(server: Server) -> Iterator[Seen]:
         if key == "item":
             seen.ids.append(request_id)
         try:
+            if connection.sock is None:
+                connection.connect()
+            connection.sock.settimeout(seen.patience_s if key == "order" else PATIENCE_S)
             connection.request(method, path, body, headers)
             response = connection.getresponse()
             text = response.read().decode()
@@ -113,6 +118,7 @@ def test_a_port_that_goes_bad_is_rolled_back_by_itself(server: Server, tmp_path:
         assert (0, {"item": [], "order": [], "other": []}) == (seen.wrong, seen.failed)
 
         break_port(tmp_path, fault)
+        seen.patience_s = HANGING_S if fault == "hang" else PATIENCE_S
         wait_until(lambda: all(weights(server)[key] == 0 for key in broken), f"a rollback of {broken}", 90)
         settled = seen.answers
         wait_until(lambda: seen.answers > settled + 100, "traffic afterwards", 60)
