@@ -14,6 +14,7 @@ ADDRESSES = {
     "settings": "/settings",
     "system": "/system",
 }
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 FILE_TIME = ("header.etag", "header.last-modified", "header.date")
 
 
@@ -34,6 +35,8 @@ CASES: list[Case] = [
     read("pages.artists", "slash-too-many", "/artists/", 404),
     read("pages.dashboard", "unknown-page", "/nowhere", 404, wire="W3"),
     read("pages.dashboard", "unknown-page-not-signed-in", "/nowhere", 404, "anonymous", wire="W3"),
+    read("pages.dashboard", "unknown-page-in-a-browser", "/nowhere", 404, "anonymous", headers={"Accept": BROWSER}),
+    read("pages.dashboard", "unknown-file-in-a-browser", "/static/nothing.js", 404, headers={"Accept": BROWSER}),
     login("not-signed-in"),
     login("signed-in", 302, "readonly"),
     login("next", query="next=/videos%3Fpage=2"),
