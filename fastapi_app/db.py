@@ -12,6 +12,8 @@ that was cut off are errors, and the client decides.
 
 import asyncio
 import json
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import datetime
@@ -27,7 +29,7 @@ from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.sql import Executable
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from . import containment
 from .gate import Gate
@@ -353,14 +355,24 @@ def _to_json(value: object) -> str:
 def _configure_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in (
-        f"busy_timeout={LOCK_WAIT_S * 1000}",
-        "journal_mode=WAL",
-        "synchronous=NORMAL",
-        "foreign_keys=ON",
-    ):
+    for pragma in (f"busy_timeout={LOCK_WAIT_S * 1000}", "synchronous=NORMAL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
+    _begin_wal(cursor)
     cursor.close()
+
+
+def _begin_wal(cursor: Any) -> None:
+    """Of several processes that open a new file at once, SQLite refuses all but one, without waiting."""
+    ends_at = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > ends_at:
+                raise
+            await_only(asyncio.sleep(0.01))
+        else:
+            return
 
 
 def _configure_mysql(connection: Any, _record: object) -> None:

@@ -5,6 +5,8 @@ work; reading never waits. MariaDB runs READ COMMITTED in UTC, and whoever reads
 """
 
 import json
+import sqlite3
+import time
 from contextlib import contextmanager
 
 import click
@@ -18,6 +20,7 @@ from sqlalchemy.schema import CreateColumn
 from .models import Base
 
 SCHEMA_LOCK = "music_videos_schema"
+LOCK_WAIT_S = 10  # for what another transaction has locked
 
 
 class StartupError(click.ClickException):
@@ -52,7 +55,7 @@ def open_engine(database_url: str) -> Engine:
         pool_recycle=1800,
         connect_args={
             "charset": "utf8mb4",
-            "init_command": "SET time_zone='+00:00', innodb_lock_wait_timeout=10",  # seconds, as with SQLite
+            "init_command": f"SET time_zone='+00:00', innodb_lock_wait_timeout={LOCK_WAIT_S}",
             "connect_timeout": 5,
         },
         **options,
@@ -65,8 +68,23 @@ def to_json(value) -> str:
 
 def configure_sqlite(connection, _record) -> None:
     connection.isolation_level = None  # this module says when a transaction begins
-    for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+    for pragma in (f"busy_timeout={LOCK_WAIT_S * 1000}", "synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+    begin_wal(connection)
+
+
+def begin_wal(connection) -> None:
+    """Of several processes that open a new file at once, SQLite refuses all but one, without waiting."""
+    ends_at = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > ends_at:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def begin_sqlite(connection) -> None:

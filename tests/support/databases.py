@@ -1,13 +1,15 @@
-"""A private MariaDB, as root or not, and nothing of the machine's own."""
+"""A private MariaDB, as root or not, and nothing of the machine's own; and a SQLite file in the hands of another."""
 
 import getpass
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Timer
 
 import pymysql
 
@@ -84,3 +86,17 @@ def create_database(server: str, name: str) -> str:
         cursor.execute(f"DROP DATABASE IF EXISTS `{name}`")
         cursor.execute(f"CREATE DATABASE `{name}` CHARACTER SET utf8mb4")
     return f"{server}/{name}"
+
+
+@contextmanager
+def being_made(path: Path) -> Iterator[None]:
+    """A new SQLite file, of which another process is writing the first page; it is done a moment later."""
+    maker = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    maker.execute("BEGIN IMMEDIATE")
+    done = Timer(0.3, maker.execute, ("COMMIT",))
+    done.start()
+    try:
+        yield
+    finally:
+        done.join()
+        maker.close()

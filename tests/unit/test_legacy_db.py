@@ -10,7 +10,7 @@ from sqlalchemy import Engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from legacy_flask.db import StartupError, create_tables, open_engine
-from tests.support.databases import create_database
+from tests.support.databases import being_made, create_database
 
 # As the first version made it.
 ARTISTS = """
@@ -116,6 +116,13 @@ def test_workers_that_start_together_add_it_once(made: Make) -> None:
     with ThreadPoolExecutor(4) as workers:
         list(workers.map(create_tables, [old] * 4))
     assert "spotify_id" in {column["name"] for column in inspect(old).get_columns("artists")}
+
+
+def test_a_file_that_another_process_is_just_making_is_waited_for(tmp_path: Path) -> None:
+    engine = open_engine(f"sqlite:///{tmp_path}/new.sqlite3")
+    with being_made(tmp_path / "new.sqlite3"):
+        create_tables(engine)
+    engine.dispose()
 
 
 @ON_BOTH

@@ -18,7 +18,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 from fastapi_app.config import Settings, StartupError
 from fastapi_app.db import LOCK_WAIT_S, ConnectionLost, Database, DatabaseUnavailable, Db
 from fastapi_app.models import login_attempts, utcnow
-from tests.support.databases import create_database
+from tests.support.databases import being_made, create_database
 
 SIZE, EXTRA = 2, 2
 COUNT = select(login_attempts.c.count).where(login_attempts.c.key == "n")
@@ -203,6 +203,14 @@ async def test_no_update_is_lost_between_writers_that_read_first(database: Datab
 
     await asyncio.gather(*(add() for _ in range(8)))
     assert 40 == await Db(database).scalar(COUNT)
+
+
+async def test_a_file_that_another_process_is_just_making_is_waited_for(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/new.sqlite3", pool_size=SIZE, max_overflow=EXTRA, wait_s=20)
+    with being_made(tmp_path / "new.sqlite3"):
+        async with database.transaction() as connection:
+            assert "wal" == (await connection.execute(text("PRAGMA journal_mode"))).scalar()
+    await database.dispose()
 
 
 @EVERYWHERE
