@@ -14,7 +14,7 @@ ADDRESSES = {
     "settings": "/settings",
     "system": "/system",
 }
-BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8,application/signed-exchange;v=b3;q=0.7"
 FILE_TIME = ("header.etag", "header.last-modified", "header.date")
 
 

@@ -2,9 +2,7 @@
 
 import fcntl
 import json
-import os
 import resource
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -18,6 +16,7 @@ import pytest
 from gateway.audit import Audit
 from gateway.journal import FLUSH_S, Entry, Journal
 from gateway.why import explain_request
+from tests.support.disks import needs_small_disk, with_small_disk
 from tests.support.load import load
 from tests.support.processes import wait_until
 from tests.support.serving import ROOT, Server, environment, serving
@@ -173,23 +172,13 @@ print(json.dumps({
 """
 
 
-UNSHARE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
-
-
-def mounts() -> bool:
-    """Whether this machine lets us have a small file system of our own."""
-    probe = [*UNSHARE, "mount", "-t", "tmpfs", "small", "/mnt"]
-    return bool(shutil.which("unshare")) and subprocess.run(probe, check=False, capture_output=True).returncode == 0
-
-
-@pytest.mark.skipif(not mounts(), reason="needs root or user namespaces, to mount a disk that is small enough to fill")
+@needs_small_disk
 def test_on_a_full_disk_the_kill_switch_is_thrown_and_recorded_and_nothing_changes_unrecorded(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(KILL_SWITCH_AT_3_AM)
     disk = tmp_path / "disk"
     disk.mkdir()
-    run = f"mount -t tmpfs -o size=512k small {disk} && exec {sys.executable} {script} {disk}"
-    command = [*UNSHARE, "sh", "-c", run]
+    command = with_small_disk(disk, "512k", f"exec {sys.executable} {script} {disk}")
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment({}), timeout=60)
     assert 0 == done.returncode, done.stderr
     found = json.loads(done.stdout)

@@ -24,9 +24,9 @@ from sqlalchemy.exc import OperationalError
 import fastapi_app
 import legacy_flask
 from fastapi_app.models import artists, downloads, settings, videos
-from tests.chaos.test_clock_and_disk import UNSHARE, mounts
 from tests.support.asgi import Lifespan, ask
 from tests.support.databases import MariaDb, create_database
+from tests.support.disks import needs_small_disk, with_small_disk
 from tests.support.media_server import MediaServer, media_server, video
 from tests.support.processes import child, session_members, wait_until
 from tests.support.redis_server import RedisServer, redis_server
@@ -381,16 +381,15 @@ def test_a_database_that_restarts_costs_no_download(tmp_path: Path, redis: Redis
         server.stop()
 
 
-@pytest.mark.skipif(not mounts(), reason="needs root or user namespaces, to mount a disk that is small enough to fill")
+@needs_small_disk
 def test_on_a_full_disk_a_download_fails_with_its_reason_and_leaves_nothing(home: Home, site: MediaServer) -> None:
     (download_id,) = home.queue(f"{site.url}/direct.mp4?size=3000000")
-    (home.folder / "downloads").mkdir(exist_ok=True)
-    left = home.folder / "left"
-    mount = f"mount -t tmpfs -o size=1m small {home.folder}/downloads"
-    serve = f"{mount} && {sys.executable} -m fastapi_app.worker & trap 'kill $!' TERM; wait; wait"
-    script = f"{serve}; find {home.folder}/downloads -type f > {left}"
+    downloads, left = home.folder / "downloads", home.folder / "left"
+    downloads.mkdir(exist_ok=True)
+    serve = f"{sys.executable} -m fastapi_app.worker & trap 'kill $!' TERM; wait; wait"
+    command = with_small_disk(downloads, "1m", f"{serve}; find {downloads} -type f > {left}")
     env = {**os.environ, "PYTHONPATH": str(ROOT), **home.env}
-    with child([*UNSHARE, "sh", "-c", script], home.folder / "workers.log", cwd=home.folder, env=env) as process:
+    with child(command, home.folder / "workers.log", cwd=home.folder, env=env) as process:
         row = home.until(download_id, lambda row: row.status not in ("pending", "downloading"))
         process.terminate()
         process.wait(30)

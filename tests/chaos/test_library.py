@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.test_clock_and_disk import UNSHARE, mounts
+from tests.support.disks import needs_small_disk, with_small_disk
 from tests.support.serving import environment
 from tests.support.sides import fill, opened
 
@@ -34,13 +34,14 @@ with opened(sys.argv[1], Path(sys.argv[2])) as side:
 """
 
 
-@pytest.mark.skipif(not mounts(), reason="needs root or user namespaces, to mount a disk that is small enough to fill")
+@needs_small_disk
 @pytest.mark.parametrize("name", ["legacy", "port"])
 def test_a_file_that_finds_no_room_stays_where_it_is(name: str, tmp_path: Path) -> None:
     (tmp_path / "library").mkdir()
     (tmp_path / "script.py").write_text(ON_A_SMALL_DISK)
-    mount = f"mount -t tmpfs -o size=1m small {tmp_path}/library"
-    command = [*UNSHARE, "sh", "-c", f"{mount} && exec {sys.executable} {tmp_path}/script.py {name} {tmp_path}"]
+    command = with_small_disk(
+        tmp_path / "library", "1m", f"exec {sys.executable} {tmp_path}/script.py {name} {tmp_path}"
+    )
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment({}), timeout=60)
     assert 0 == done.returncode, done.stderr
     found = json.loads(done.stdout)

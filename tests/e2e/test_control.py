@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.support.processes import free_port, wait_until
-from tests.support.serving import Server, audit, flag_file, gateway, serving
+from tests.support.serving import Server, audit, flag_file, gateway, ordered, serving
 from tests.support.wire import Answer, Wire
 
 SHOP = {"legacy": "tests.support.apps:make_legacy", "fastapi": "tests.support.apps:make_port"}
@@ -92,7 +92,7 @@ def test_a_change_under_a_version_reaches_every_worker_and_the_trail(server: Ser
 
 
 def test_writers_who_race_lose_no_update(server: Server, api: httpx.Client) -> None:
-    first = len(by_api(server))
+    first = len(ordered(server))
 
     def raise_by_one() -> int:
         """Add one percent, as often as it takes to be the one whose version is current."""
@@ -108,13 +108,8 @@ def test_writers_who_race_lose_no_update(server: Server, api: httpx.Client) -> N
     with ThreadPoolExecutor(4) as pool:
         weights = list(pool.map(lambda _: raise_by_one(), range(40)))
     assert list(range(1, 41)) == sorted(weights)
-    assert list(range(1, 41)) == [event["after"] for event in by_api(server)[first:]]
+    assert list(range(1, 41)) == [event["after"] for event in ordered(server)[first:]]
     assert [] == api.get("/_gateway/audit?verify=true&limit=1").json()["problems"]
-
-
-def by_api(server: Server) -> list[dict[str, Any]]:
-    """The changes; what a fixture wrote into the file is noted when a worker gets to it."""
-    return [event for event in audit(server) if event["by"] != "file"]
 
 
 def test_the_panic_switch_is_thrown_everywhere_at_once(server: Server, api: httpx.Client) -> None:

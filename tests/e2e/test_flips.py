@@ -3,13 +3,12 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.load import load
 from tests.support.processes import wait_until
-from tests.support.serving import Server, audit, serving
+from tests.support.serving import Server, ordered, serving
 
 PAIR = {"legacy": "tests.support.pair:make_legacy", "fastapi": "tests.support.pair:make_port"}
 
@@ -71,11 +70,6 @@ def test_set_with_wait_returns_when_every_worker_runs_the_new_version(server: Se
         assert {by for by, _ in ask_anew(server, 40)} == {side}
 
     assert len(ordered(server)) == before + 3
-
-
-def ordered(server: Server) -> list[dict[str, Any]]:
-    """The changes by a command; what was written into the file is noted when a worker gets to it."""
-    return [event for event in audit(server) if event["by"] != "file"]
 
 
 def test_the_panic_switch_beats_every_weight(server: Server) -> None:

@@ -142,3 +142,8 @@ def _ready(server: Server, workers: int) -> bool:
 def audit(server: Server) -> list[dict[str, Any]]:
     path = server.state / "audit.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def ordered(server: Server) -> list[dict[str, Any]]:
+    """The changes by commands and the API; what was written into the file is noted when a worker gets to it."""
+    return [event for event in audit(server) if event["by"] != "file"]

@@ -22,12 +22,12 @@ from legacy_flask.files import move, safe_name
 from legacy_flask.models import name_key, sort_name
 from legacy_flask.seed import seed, set_admin
 from tests.cases import CASES, PASSWORDS, REQUIRED
+from tests.cases.pages import BROWSER
 from tests.support.databases import create_database
 from tests.support.made_once import flask_app
 from tests.support.processes import many_open_files, wait_until
 
 ROOT = Path(__file__).parents[2]
-BROWSERS = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8,application/signed-exchange;v=b3;q=0.7"
 HERE = "http://localhost"
 GONE = "sqlite:////nowhere/app.sqlite3"
 
@@ -246,12 +246,12 @@ def test_every_answer_has_the_security_headers(app: Flask, path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "accept", "leads_on"),
     [
-        ("/nowhere", BROWSERS, True),
-        ("/artist/abc", BROWSERS, True),
+        ("/nowhere", BROWSER, True),
+        ("/artist/abc", BROWSER, True),
         ("/nowhere", "*/*", False),
         ("/nowhere", "application/json", False),
-        ("/api/nowhere", BROWSERS, False),
-        ("/static/nowhere.js", BROWSERS, False),
+        ("/api/nowhere", BROWSER, False),
+        ("/static/nowhere.js", BROWSER, False),
     ],
 )
 def test_people_who_went_astray_get_a_page_that_leads_on(app: Flask, path: str, accept: str, leads_on: bool) -> None:

@@ -122,7 +122,7 @@ def elsewhere(tmp_path: Path) -> Iterator[Path]:
     """A folder on another file system."""
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("there is only one file system")
+        pytest.skip("/dev/shm is missing, or on the file system of the temporary folder: there is no second one")
     folder = Path(tempfile.mkdtemp(dir=memory))
     yield folder
     for path in folder.iterdir():
