@@ -318,7 +318,7 @@ def verdicts(
 @_with_settings(_APPLICATION)
 def workers(settings: Settings, as_json: Json = False) -> None:
     """Show the live workers, the flags that each runs, and what is wrong with this host."""
-    views = _Desk(settings).views
+    views = _Desk(settings, only_look=True).views
     if as_json:
         show.as_json({"workers": views.workers(), "health": views.health()})
     else:
@@ -440,10 +440,15 @@ def version_(as_json: Json = False) -> None:
 
 
 class _Desk:
-    """The flags of a project and, where a command needs them, its routes; without them any key will do."""
+    """The flags of a project and, where a command needs them, its routes; without them any key will do.
 
-    def __init__(self, settings: Settings, routes: "Mapping[str, Route] | None" = None) -> None:
-        self.settings, self.routes = settings, routes
+    With `only_look` a wrong flag file turns nobody away.
+    """
+
+    def __init__(
+        self, settings: Settings, routes: "Mapping[str, Route] | None" = None, *, only_look: bool = False
+    ) -> None:
+        self.settings, self.routes, self._only_look = settings, routes, only_look
 
     @cached_property
     def hosts(self) -> "Hosts | None":
@@ -456,7 +461,8 @@ class _Desk:
         from .flags import FlagStore
 
         flags, known = self.settings.flags, None if self.routes is None else frozenset(self.routes)
-        return FlagStore(Path(flags) if flags else None, known, self.settings.state_dir, self.hosts)
+        path = Path(flags) if flags else None
+        return FlagStore(path, known, self.settings.state_dir, self.hosts, only_look=self._only_look)
 
     @cached_property
     def views(self) -> "Views":

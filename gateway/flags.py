@@ -65,7 +65,8 @@ class Hold:
 class FlagStore:
     """Keeps the flags in force, follows the file, and edits it for programs.
 
-    Reads `path` at once; raises FlagFileError for whatever is wrong with it. Without a path everything is legacy.
+    Reads `path` at once; raises FlagFileError for whatever is wrong with it. Without a path everything is legacy. With
+    `only_look` a wrong one is no error: `current` is what the trail says was in force last, and `rejected` says why.
     With `hosts` the file is this host's copy of what all hosts share: edits reach them all, and who is to `join` them
     follows them first. Others, like a command that only reads, leave file and hosts alone.
     """
@@ -78,6 +79,7 @@ class FlagStore:
         hosts: Hosts | None = None,
         *,
         join: bool = False,
+        only_look: bool = False,
     ) -> None:
         self._path, self._known, self._audit = path, known, Audit(state)
         self._hosts = hosts if path else None
@@ -95,7 +97,12 @@ class FlagStore:
         self.current, self.rejected = FlagSet(), ""  # why the file on disk is not in force; empty: it is
         self.refused = ""  # which edit of this host's file lost against those of other hosts; empty: none lately
         if path:
-            self._open(path, join=join)
+            try:
+                self._open(path, join=join)
+            except FlagFileError as error:
+                if not only_look:
+                    raise
+                self._recall(str(error))
         self._first = self.current.version
 
     def _open(self, path: Path, *, join: bool) -> None:
@@ -108,6 +115,12 @@ class FlagStore:
             text = read(path)
             self._seen, self._judged = signature(path), version_of(text)
             self._accept(text, parse_flags(text, self._known, str(path)))
+
+    def _recall(self, reason: str) -> None:
+        self.rejected = reason
+        text = self._audit.text_of(self._audit.version_at(time.time()))
+        if text is not None:
+            self.current = parse_flags(text, None)
 
     def subscribe(self, callback: Callable[[FlagSet], None]) -> None:
         """Call `callback` after each change of `current` or `rejected`, in the thread that made it."""

@@ -515,6 +515,31 @@ def test_workers_and_what_is_wrong(gateway: Gateway, worker: Ledger) -> None:
     assert ("an old one", "degraded") == (data["workers"][0]["version"], data["health"]["status"])
 
 
+def test_workers_are_shown_also_while_the_file_is_wrong(gateway: Gateway, worker: Ledger) -> None:
+    version = gateway("override", "legacy", "--json").data["version"]
+    worker.seen(version, "flags.yaml:1: wrong")
+    while not worker.workers()[0].rejected:
+        time.sleep(0.005)
+    Path("flags.yaml").write_text("version: 1\nroutes: {")
+
+    shown = gateway("workers")
+
+    assert 0 == shown.code
+    assert (str(os.getpid()), version) == tuple(shown.out.splitlines()[1].split()[0:3:2])
+    assert "degraded: the flags on disk are not in force everywhere: flags.yaml:2" in shown.out
+    assert "degraded: the panic switch is thrown: legacy" in shown.out
+    assert "another version" not in shown.out
+    refused(gateway("override", "none"), "flags.yaml:2")
+    assert "version: 1\nroutes: {" == Path("flags.yaml").read_text()
+
+
+def test_a_file_that_was_never_right_is_said_beside_the_workers(gateway: Gateway) -> None:
+    Path("flags.yaml").write_text("version: 1\nroutes: {")
+    shown = gateway("workers")
+    assert (0, "no live worker") == (shown.code, shown.out.splitlines()[0])
+    assert "flags.yaml:2" in shown.out
+
+
 def test_no_worker_is_no_error(gateway: Gateway) -> None:
     assert "no live worker\n" == gateway("workers").out
 
